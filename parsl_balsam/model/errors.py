@@ -1,0 +1,78 @@
+"""Every exception that parsl-balsam raises; each docstring says what the user should do about it.
+
+All of them carry their whole message as the only constructor argument, so that they survive pickling.
+"""
+
+
+class BalsamError(Exception):
+    """Base of all errors of parsl-balsam. Catch it to handle any of them."""
+
+
+class ConfigurationError(BalsamError, ValueError):
+    """An argument of the executor, of a policy or of a command is wrong. Correct it as the message says."""
+
+
+class InvalidResources(ConfigurationError):
+    """A ``parsl_resource_specification`` has an unknown key or a wrong value. Correct the key that is named."""
+
+
+class ImpossibleTask(BalsamError):
+    """No block this executor may request could run the task. Ask for less, or raise the provider's limits."""
+
+
+class DatabaseUnavailable(BalsamError):
+    """The database cannot be opened or does not answer. Check the URL, that the server runs, and file permissions."""
+
+
+class DatabaseDown(DatabaseUnavailable):
+    """The database server refuses connections: it is stopped, or starting. Start it (``parsl-balsam db start DIR``)."""
+
+
+class SchemaMismatch(BalsamError):
+    """The database was made by another version of parsl-balsam. Use that version, or another database."""
+
+
+class ServerError(BalsamError):
+    """The user's own PostgreSQL could not be set up, started or stopped. The message has the server's own words."""
+
+
+class WorkflowBusy(BalsamError):
+    """Another run drives this workflow. Wait for it or end it; the message names its host, process and start."""
+
+
+class WorkflowLost(BalsamError):
+    """Another run took this workflow over while this one was not heard of. Start this script again when it is free."""
+
+
+class RunEnded(BalsamError):
+    """The run ended before the task. Start the script again with the same ``workflow`` to go on where it stopped."""
+
+
+class NotSerializable(BalsamError):
+    """An argument, a function, a result or an exception cannot be turned into bytes. Pass data that can be pickled."""
+
+
+class UnreadablePayload(BalsamError):
+    """Stored bytes cannot be turned back into objects here. Make the class importable where it is read, with a
+    constructor that takes what it was pickled with."""
+
+
+class TaskCancelled(BalsamError):
+    """The task was cancelled by ``parsl_balsam.cancel`` or ``parsl-balsam cancel``. Use ``retry`` to run it after all."""
+
+
+class TaskTimeout(BalsamError):
+    """The task ran longer than its ``timeout_s`` and was killed. Raise the limit, or make the task smaller."""
+
+
+class TaskCrashed(BalsamError):
+    """The task's process died, or its node or launcher was lost, too often. Look at the output of its attempts
+    (``parsl-balsam show ID``): a segmentation fault or too little memory are the usual causes."""
+
+
+class TaskNotFound(BalsamError):
+    """No such task in this database. ``parsl-balsam tasks`` lists the tasks there are."""
+
+
+class AllocationError(BalsamError):
+    """The launcher cannot tell which nodes and cores it has. Set the variable that is named."""
