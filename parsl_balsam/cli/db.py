@@ -1,0 +1,77 @@
+"""`parsl-balsam db`: a user's own PostgreSQL server in one directory."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from parsl_balsam.db.server import Server, ServerStatus
+
+_directory = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+
+
+@click.group("db")
+def db() -> None:
+    """Set up, start and stop a PostgreSQL server of your own. No administrator is needed."""
+
+
+@db.command()
+@_directory
+def init(directory: Path) -> None:
+    """Set up a server in DIR, a new or empty directory."""
+    server = Server(directory)
+    server.init()
+    click.echo(f"Set up. Start it with: parsl-balsam db start {shlex.quote(str(server.directory))}")
+
+
+@db.command()
+@_directory
+@click.option(
+    "--host",
+    metavar="NAME",
+    help="Name or address of this machine at which compute nodes reach it, or '*' for all it has. "
+    "Kept for later starts. At first, only this machine is served.",
+)
+def start(directory: Path, host: str | None) -> None:
+    """Start the server in DIR unless it runs."""
+    server = Server(directory)
+    server.start(host)
+    status = server.status()
+    click.echo(f"PostgreSQL {status.version} runs on {status.node} and listens at {status.host}:{status.port}.")
+    click.echo(f"Give your executor: BalsamExecutor(database={json.dumps(status.directory, ensure_ascii=False)})")
+
+
+@db.command()
+@_directory
+def stop(directory: Path) -> None:
+    """Stop the server in DIR if it runs."""
+    Server(directory).stop()
+    click.echo("Stopped.")
+
+
+@db.command()
+@_directory
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(directory: Path, as_json: bool) -> None:
+    """Show whether the server in DIR runs, and where."""
+    found = Server(directory).status()
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        Console().print(_table(found))
+
+
+def _table(status: ServerStatus) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in asdict(status).items():
+        table.add_row(name, Text("-" if value is None else str(value)))
+    return table

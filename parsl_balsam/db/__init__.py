@@ -1,0 +1,1 @@
+"""Every SQL statement of parsl-balsam; nothing else talks SQL."""

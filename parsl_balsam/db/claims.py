@@ -1,0 +1,237 @@
+"""What a launcher does to tasks: claim, start, end. Every write presents the token of the claim."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, or_, select, tuple_
+
+from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.endings import record_ends, unclaim
+from parsl_balsam.db.schema import arguments, attempts, blocks, events, functions, tasks, workflows
+from parsl_balsam.db.wakeup import Topic, notify
+from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.states import BlockState, Outcome, TaskState
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, ClaimedTask
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The database's answer to a launcher."""
+
+    claimed: list[ClaimedTask]  #: most urgent first
+    cancelled: list[int]  #: tasks this launcher holds that the user wants ended
+    next_ready_s: float | None  #: seconds until a task that waits for its next try may be claimed
+    superseded: bool  #: a later run drives the workflow: this block finishes what it holds and ends
+
+
+class LeaseLost(Exception):
+    """The launcher was not heard of for a whole lease, and its tasks were given to others: it must kill its own."""
+
+
+class ClaimStore:
+    """The tasks of one block, as its launcher sees them. Each method is one transaction."""
+
+    def __init__(self, database: Database, workflow_id: int, block_id: int) -> None:
+        self._database = database
+        self._workflow_id = workflow_id
+        self._block_id = block_id
+        self._who = f"block {block_id}"
+
+    def exchange(
+        self, starts: Sequence[AttemptStart], ends: Sequence[AttemptEnd], want: int, nodes: int
+    ) -> Exchange:
+        """Renew the lease, record what started and ended, and claim up to `want` tasks of up to `nodes` nodes.
+
+        It may be repeated when its outcome is unknown: what was written already is not written again, and
+        `release_strays` gives back what was claimed unheard.
+
+        Raises
+        ------
+        LeaseLost
+            If the block was reaped. Nothing was written.
+        """
+        with self._database.begin() as connection:
+            superseded = self._renew(connection)
+            written = record_ends(connection, self._workflow_id, ends, self._who)
+            self._record_starts(connection, starts)
+            claimed = [] if superseded or not want else self._claim(connection, want, nodes)
+            cancelled = list(
+                connection.execute(
+                    select(tasks.c.id).where(tasks.c.block_id == self._block_id, tasks.c.cancel_requested)
+                ).scalars()
+            )
+            wait = self._next_ready(connection) if want > len(claimed) and not superseded else None
+            if written:
+                notify(connection, self._workflow_id, Topic.FINISHED)
+            if any(end.outcome is not Outcome.DONE for end in written):
+                notify(connection, self._workflow_id, Topic.WORK)  # some of them may be ready again
+        return Exchange(claimed, cancelled, wait, superseded)
+
+    def functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return stored functions by digest."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(functions.c.digest, functions.c.body).where(functions.c.digest.in_(list(digests)))
+            )
+            return {bytes(row.digest): bytes(row.body) for row in rows}
+
+    def release_strays(self, known: Iterable[int]) -> int:
+        """Make tasks ready again that this block holds in the database and its launcher knows nothing of.
+
+        A claim whose commit was done but never acknowledged leaves such tasks.
+        """
+        with self._database.begin() as connection:
+            self._renew(connection)
+            strays = connection.execute(
+                select(tasks.c.id)
+                .where(tasks.c.block_id == self._block_id, tasks.c.id.not_in(list(known)))
+                .with_for_update()
+            ).scalars()
+            ids = list(strays)
+            unclaim(connection, ids, self._who, "its claim was not acknowledged")
+        return len(ids)
+
+    def _renew(self, connection: Connection) -> bool:
+        """Renew the lease and lock it, so that nobody reaps the block before this transaction ends."""
+        row = connection.execute(
+            blocks.update()
+            .where(blocks.c.id == self._block_id, blocks.c.state == BlockState.RUNNING.value)
+            .values(lease_until=clock() + blocks.c.lease_s)
+            .returning(blocks.c.run_id)
+        ).first()
+        if row is None:
+            raise LeaseLost(f"block {self._block_id} lost its lease")
+        current = connection.execute(
+            select(workflows.c.current_run).where(workflows.c.id == self._workflow_id)
+        ).scalar_one()
+        return bool(current != row.run_id)
+
+    def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart]) -> None:
+        if not starts:
+            return
+        rows = connection.execute(
+            select(tasks.c.id, tasks.c.token)
+            .where(tuple_(tasks.c.id, tasks.c.token).in_([(start.task_id, start.token) for start in starts]))
+            .where(tasks.c.state == TaskState.ASSIGNED.value)
+            .with_for_update()
+        ).all()
+        held = {row.id for row in rows}
+        mine = [start for start in starts if start.task_id in held]
+        if not mine:
+            return
+        at = now(connection)
+        connection.execute(tasks.update().where(tasks.c.id.in_(held)).values(state=TaskState.RUNNING.value))
+        connection.execute(
+            _START_ATTEMPT,
+            [
+                {
+                    "t": start.task_id,
+                    "n": start.number,
+                    "host": start.host,
+                    "cores": ",".join(map(str, start.cores)) or None,
+                    "started_at": at - start.age_s,
+                }
+                for start in mine
+            ],
+        )
+        _log(connection, ((start.task_id, f"attempt {start.number}") for start in mine), at, TaskState.RUNNING, self._who)
+
+    def _claim(self, connection: Connection, want: int, nodes: int) -> list[ClaimedTask]:
+        current = select(workflows.c.current_run).where(workflows.c.id == self._workflow_id).scalar_subquery()
+        picked = (
+            select(tasks.c.id)
+            .where(
+                tasks.c.workflow_id == self._workflow_id,
+                tasks.c.run_id == current,
+                tasks.c.state == TaskState.READY.value,
+                tasks.c.nodes <= nodes,
+                or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= clock()),
+            )
+            .order_by(tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
+            .limit(want)
+            .with_for_update(skip_locked=True)
+            # A subquery may be run again for every row, and would then lock and skip other rows each time.
+            .cte("picked")
+        )
+        token = secrets.randbits(62)
+        rows = connection.execute(
+            tasks.update()
+            .where(tasks.c.id.in_(select(picked.c.id)))
+            .values(
+                state=TaskState.ASSIGNED.value,
+                block_id=self._block_id,
+                token=token,
+                attempts=tasks.c.attempts + 1,
+                ready_at=None,
+            )
+            .returning(
+                tasks.c.id,
+                tasks.c.attempts,
+                tasks.c.app,
+                tasks.c.function,
+                tasks.c.spec,
+                tasks.c.stderr,
+                tasks.c.priority,
+                tasks.c.nodes,
+            )
+        ).all()
+        if not rows:
+            return []
+        rows = sorted(rows, key=lambda row: (-row.priority, -row.nodes, row.id))
+        ids = [row.id for row in rows]
+        payloads: Mapping[int, bytes] = {
+            row.task_id: bytes(row.payload)
+            for row in connection.execute(select(arguments).where(arguments.c.task_id.in_(ids)))
+        }
+        at = now(connection)
+        connection.execute(
+            attempts.insert(),
+            [
+                {"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at}
+                for row in rows
+            ],
+        )
+        _log(connection, ((row.id, f"attempt {row.attempts}") for row in rows), at, TaskState.ASSIGNED, self._who)
+        return [
+            ClaimedTask(
+                task_id=row.id,
+                number=row.attempts,
+                token=token,
+                app=row.app,
+                function=bytes(row.function),
+                payload=payloads[row.id],
+                spec=ResourceSpec.parse(json.loads(row.spec)) if row.spec else ResourceSpec(),
+                stderr=row.stderr,
+            )
+            for row in rows
+        ]
+
+    def _next_ready(self, connection: Connection) -> float | None:
+        due = connection.execute(
+            select(func.min(tasks.c.ready_at) - clock()).where(
+                tasks.c.workflow_id == self._workflow_id,
+                tasks.c.state == TaskState.READY.value,
+                tasks.c.ready_at.is_not(None),
+            )
+        ).scalar()
+        return None if due is None else max(0.0, float(due))
+
+
+def _log(
+    connection: Connection, changes: Iterable[tuple[int, str]], at: float, state: TaskState, who: str
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id, why in changes
+    ]
+    connection.execute(events.insert(), rows)
+
+
+_START_ATTEMPT = (
+    attempts.update()
+    .where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
+    .values(host=bindparam("host"), cores=bindparam("cores"), started_at=bindparam("started_at"))
+)

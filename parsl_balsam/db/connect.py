@@ -1,0 +1,270 @@
+"""From a URL, or the directory of a user's own server, to an open database with the right schema."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import Float
+
+from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
+from parsl_balsam.model.errors import ConfigurationError, DatabaseDown, DatabaseUnavailable, SchemaMismatch
+
+#: How long a statement waits for another process that holds SQLite's only write lock, seconds.
+SQLITE_BUSY_S = 30
+
+#: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
+POSTGRES_IDLE_IN_TRANSACTION_S = 20
+
+#: How libpq and the server say that nobody at all can use the database now.
+_DOWN_SIGNS = (
+    "Connection refused",
+    "the database system is starting up",
+    "the database system is shutting down",
+    "terminating connection due to administrator command",
+    "server closed the connection unexpectedly",
+)
+
+#: Serialises the making of the tables. Any constant will do, as long as it is ours.
+_CREATE_LOCK = 0x62616C73616D
+
+
+class clock(GenericFunction[float]):
+    """The database's own clock, in seconds since the epoch."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _sqlite_clock(element: clock, compiler: SQLCompiler, **kw: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(clock, "postgresql")
+def _postgres_clock(element: clock, compiler: SQLCompiler, **kw: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """An open database. Every transaction of the project starts here."""
+
+    url: URL
+    engine: Engine
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is the embedded database, which serves one host."""
+        return self.engine.dialect.name == "sqlite"
+
+    @property
+    def address(self) -> str:
+        """The URL as a program needs it, password included. Never log it."""
+        return self.url.render_as_string(hide_password=False)
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction that may write.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            If the database is away, locked for too long, or full. Nothing was written, or all of it was.
+        """
+        with _translated(self.url), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One transaction that only reads. It takes no lock that a writer would wait for.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            If the database is away.
+        """
+        with (
+            _translated(self.url),
+            self.engine.connect().execution_options(balsam_read_only=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        self.engine.dispose()
+
+
+def now(connection: Connection) -> float:
+    """Return the database's clock."""
+    return connection.execute(select(clock())).scalar_one()
+
+
+def open_database(where: str | Path, *, create: bool = True) -> Database:
+    """Open the database at a URL or in the directory of a user's own server.
+
+    Parameters
+    ----------
+    where
+        An SQLAlchemy URL (``sqlite:///balsam.db``, ``postgresql://user:password@host/name``), or a directory made by
+        ``parsl-balsam db init``. The path of an SQLite file may be relative; it is made absolute here.
+    create
+        Whether missing tables, and a missing SQLite file, are made.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is neither a URL of these two kinds nor such a directory.
+    DatabaseUnavailable
+        If the database cannot be opened.
+    SchemaMismatch
+        If its tables are of another version.
+    """
+    url = resolve(where)
+    if url.get_backend_name() == "sqlite":
+        engine = _sqlite_engine(url, create)
+    else:
+        engine = _postgres_engine(url)
+    database = Database(url, engine)
+    try:
+        _check_schema(database, create)
+    except BaseException:
+        engine.dispose()
+        raise
+    return database
+
+
+def resolve(where: str | Path) -> URL:
+    """Turn what a user passes as ``database=`` into a URL with an absolute path.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is neither a URL of a known kind nor the directory of a server.
+    """
+    from parsl_balsam.db.server import Server, is_server_directory
+
+    if "://" not in str(where):
+        if is_server_directory(where):
+            return make_url(Server(where).url())
+        raise ConfigurationError(
+            f"{str(where)!r} is not a database: give a URL such as sqlite:///balsam.db, or a directory made by "
+            "'parsl-balsam db init DIR'"
+        )
+    try:
+        url = make_url(str(where))
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError):
+        backend = "unreadable"
+    if backend == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise ConfigurationError("an SQLite database must be a file, such as sqlite:///balsam.db: tasks outlive a run")
+        return url.set(drivername="sqlite", database=str(Path(str(url.database)).absolute()))
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg2")
+    raise ConfigurationError(
+        "the database URL cannot be used: it must start with sqlite:/// or postgresql://, as in "
+        "sqlite:///balsam.db or postgresql://user:password@host:5432/name"
+    )
+
+
+def _sqlite_engine(url: URL, create: bool) -> Engine:
+    path = Path(str(url.database))
+    try:
+        # Made here and not by SQLite, so that nobody else can read it.
+        os.close(os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600))
+    except OSError as error:
+        raise DatabaseUnavailable(f"cannot open the database file {path}: {error.strerror}") from None
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_S})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the sqlite3 module
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # IMMEDIATE, since a transaction that reads first and writes later fails with "database is locked" without waiting.
+        read_only = connection.get_execution_options().get("balsam_read_only")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgres_engine(url: URL) -> Engine:
+    return create_engine(
+        url,
+        pool_size=2,
+        pool_pre_ping=True,
+        executemany_mode="values_plus_batch",
+        connect_args={
+            "connect_timeout": 10,
+            "application_name": "parsl-balsam",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+            "options": f"-c idle_in_transaction_session_timeout={POSTGRES_IDLE_IN_TRANSACTION_S * 1000}",
+        },
+    )
+
+
+@contextmanager
+def _translated(url: URL) -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as error:
+        if not isinstance(error, DBAPIError) or isinstance(error, OperationalError) or error.connection_invalidated:
+            reason = str(getattr(error, "orig", None) or error).strip()
+            kind = DatabaseDown if any(sign in reason for sign in _DOWN_SIGNS) else DatabaseUnavailable
+            raise kind(f"{url.render_as_string()}: {reason}") from error
+        raise
+
+
+def _check_schema(database: Database, create: bool) -> None:
+    try:
+        with database.begin() as connection:
+            if not database.is_sqlite:
+                connection.execute(select(func.pg_advisory_xact_lock(_CREATE_LOCK)))
+            found = set(inspect(connection).get_table_names())
+            shown = database.url.render_as_string()
+            if schema_version.name not in found:
+                if found & set(metadata.tables):
+                    raise SchemaMismatch(
+                        f"{shown} has tables of the same names that are not parsl-balsam's: use another database"
+                    )
+                if not create:
+                    raise SchemaMismatch(f"{shown} has no parsl-balsam tables: check the name, or run a workflow on it first")
+                metadata.create_all(connection)
+                connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
+                return
+            version = connection.execute(select(schema_version.c.version)).scalar()
+    except DBAPIError as error:  # such as "file is not a database"
+        raise DatabaseUnavailable(f"{database.url.render_as_string()}: {error.orig}") from error
+    if version != SCHEMA_VERSION:
+        raise SchemaMismatch(
+            f"{shown} has schema version {version}, this parsl-balsam works with version {SCHEMA_VERSION}: "
+            f"use the parsl-balsam that made it, or another database"
+        )
+
+
+def server_started(connection: Connection) -> float:
+    """Return when the database server came up, on its clock; 0 where there is no server."""
+    if connection.dialect.name == "sqlite":
+        return 0.0
+    return float(connection.execute(text("SELECT extract(epoch FROM pg_postmaster_start_time())")).scalar_one())

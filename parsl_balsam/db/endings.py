@@ -1,0 +1,252 @@
+"""How an attempt's end changes its task: the one place where results are written and retries decided."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, select
+
+from parsl_balsam.db.connect import now
+from parsl_balsam.db.schema import attempts, events, results, runs, tasks, workflows
+from parsl_balsam.model import retry
+from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.retry import Attempt, GiveUp, RetryPolicy
+from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
+from parsl_balsam.model.tasks import AttemptEnd
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What becomes of a task whose attempt ended."""
+
+    state: TaskState
+    why: str
+    ready_at: float | None = None
+
+
+def record_ends(connection: Connection, workflow_id: int, ends: Sequence[AttemptEnd], who: str) -> list[AttemptEnd]:
+    """Write the ends of attempts that still hold their claim; return those that were written.
+
+    An end whose token is no longer its task's is dropped: its launcher was reaped.
+    """
+    if not ends:
+        return []
+    held = _holders(connection, [end.task_id for end in ends])
+    ends = [end for end in ends if _holds(held.get(end.task_id), end)]
+    if not ends:
+        return []
+    at = now(connection)
+    verdicts = _verdicts(connection, ends, held, at)
+    _write_tasks(connection, workflow_id, verdicts, at)
+    if payloads := [
+        {"task_id": end.task_id, "payload": end.payload}
+        for end in ends
+        if end.payload is not None and verdicts[end.task_id].state in TERMINAL
+    ]:
+        connection.execute(results.insert(), payloads)
+    connection.execute(_END_ATTEMPT, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
+    log: list[dict[str, Any]] = []
+    for end in ends:
+        if held[end.task_id].state == TaskState.ASSIGNED.value and end.started_ago_s is not None:
+            log.append(_event(end.task_id, at - end.started_ago_s, TaskState.RUNNING, who, f"attempt {end.number}"))
+        log.append(_event(end.task_id, at, verdicts[end.task_id].state, who, verdicts[end.task_id].why))
+    connection.execute(events.insert(), log)
+    return list(ends)
+
+
+def next_finish(connection: Connection, workflow_id: int) -> int:
+    """Return the number for tasks that this transaction ends. Runs follow these numbers to learn what is over."""
+    return connection.execute(
+        workflows.update()
+        .where(workflows.c.id == workflow_id)
+        .values(last_finish=workflows.c.last_finish + 1)
+        .returning(workflows.c.last_finish)
+    ).scalar_one()
+
+
+def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str) -> None:
+    """Make tasks ready again whose attempts never began, as if they had not been claimed."""
+    if not ids:
+        return
+    rows = connection.execute(
+        tasks.update()
+        .where(tasks.c.id.in_(ids))
+        .values(state=TaskState.READY.value, block_id=None, token=None, attempts=tasks.c.attempts - 1)
+        .returning(tasks.c.id, tasks.c.attempts)
+    ).all()
+    connection.execute(_DELETE_ATTEMPT, [{"t": row.id, "n": row.attempts + 1} for row in rows])
+    at = now(connection)
+    connection.execute(events.insert(), [_event(row.id, at, TaskState.READY, who, why) for row in rows])
+
+
+def _event(task_id: int, at: float, state: TaskState, who: str, why: str) -> dict[str, Any]:
+    return {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why}
+
+
+def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
+    """Read the tasks and keep others from changing them until this transaction ends."""
+    rows = connection.execute(
+        select(
+            tasks.c.id,
+            tasks.c.token,
+            tasks.c.attempts,
+            tasks.c.state,
+            tasks.c.cancel_requested,
+            tasks.c.spec,
+            tasks.c.run_id,
+            tasks.c.budget_from,
+        )
+        .where(tasks.c.id.in_(ids))
+        .order_by(tasks.c.id)
+        .with_for_update()
+    )
+    return {row.id: row for row in rows}
+
+
+def _holds(row: Row[Any] | None, end: AttemptEnd) -> bool:
+    return (
+        row is not None and row.token == end.token and row.attempts == end.number and TaskState(row.state) in HELD
+    )
+
+
+def _verdicts(
+    connection: Connection, ends: Sequence[AttemptEnd], held: dict[int, Row[Any]], at: float
+) -> dict[int, _Verdict]:
+    verdicts: dict[int, _Verdict] = {}
+    undecided: list[AttemptEnd] = []
+    for end in ends:
+        if end.outcome is Outcome.DONE:
+            verdicts[end.task_id] = _Verdict(TaskState.DONE, f"attempt {end.number}")
+        elif end.hopeless:
+            verdicts[end.task_id] = _Verdict(TaskState.FAILED, end.error or "it cannot be run")
+        elif end.outcome is Outcome.CANCELLED or held[end.task_id].cancel_requested:
+            verdicts[end.task_id] = _Verdict(TaskState.CANCELLED, "cancelled by the user")
+        else:
+            undecided.append(end)
+    if undecided:
+        policies = _policies(connection, {held[end.task_id].run_id for end in undecided})
+        histories = _histories(connection, [end.task_id for end in undecided])
+        for end in undecided:
+            row = held[end.task_id]
+            policy = policies[row.run_id]
+            spec = ResourceSpec.parse(json.loads(row.spec)) if row.spec else ResourceSpec()
+            if spec.max_retries is not None:
+                policy = replace(policy, max_retries=spec.max_retries)
+            history = [past for past in histories[end.task_id] if past.number > row.budget_from]
+            history.append(Attempt(end.number, end.outcome, end.exit_code, end.host))
+            verdicts[end.task_id] = _decide(policy, history, at)
+    return verdicts
+
+
+def _decide(policy: RetryPolicy, history: Sequence[Attempt], at: float) -> _Verdict:
+    decision = retry.after(policy, history, datetime.fromtimestamp(at, timezone.utc))
+    last = history[-1]
+    why = f"attempt {last.number} ended: {last.outcome.value}"
+    if last.exit_code is not None:
+        why += f" {last.exit_code}"
+    why += f"; {decision.reason}"
+    if isinstance(decision, GiveUp):
+        return _Verdict(TaskState.FAILED, why)
+    return _Verdict(TaskState.READY, why, decision.at.timestamp() if decision.at else None)
+
+
+def _policies(connection: Connection, run_ids: set[int]) -> dict[int, RetryPolicy]:
+    rows = connection.execute(select(runs.c.id, runs.c.retry_policy).where(runs.c.id.in_(run_ids)))
+    return {row.id: RetryPolicy.from_dict(json.loads(row.retry_policy)) for row in rows}
+
+
+def _histories(connection: Connection, ids: Sequence[int]) -> dict[int, list[Attempt]]:
+    rows = connection.execute(
+        select(attempts.c.task_id, attempts.c.number, attempts.c.outcome, attempts.c.exit_code, attempts.c.host)
+        .where(attempts.c.task_id.in_(ids), attempts.c.outcome.is_not(None))
+        .order_by(attempts.c.task_id, attempts.c.number)
+    )
+    histories: dict[int, list[Attempt]] = defaultdict(list)
+    for row in rows:
+        histories[row.task_id].append(Attempt(row.number, Outcome(row.outcome), row.exit_code, row.host))
+    return histories
+
+
+def _write_tasks(connection: Connection, workflow_id: int, verdicts: dict[int, _Verdict], at: float) -> None:
+    by_state: dict[TaskState, list[int]] = defaultdict(list)
+    for task_id, verdict in verdicts.items():
+        by_state[verdict.state].append(task_id)
+    again = by_state.pop(TaskState.READY, [])
+    if again:
+        connection.execute(
+            _READY_AGAIN, [{"t": task_id, "due": verdicts[task_id].ready_at} for task_id in again]
+        )
+    # After the tasks: whoever ends tasks locks their rows first and the counter last, so nobody waits in a circle.
+    if by_state:
+        finish = next_finish(connection, workflow_id)
+        for state, ids in by_state.items():
+            connection.execute(
+                tasks.update()
+                .where(tasks.c.id.in_(ids))
+                .values(state=state.value, block_id=None, token=None, finished_at=at, finish=finish)
+            )
+
+
+def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any]:
+    error = end.error
+    if end.outcome is not Outcome.DONE and not end.hopeless and verdict.state is TaskState.FAILED and end.payload is None:
+        error = f"{error or end.outcome.value}; {verdict.why}"
+    return {
+        "t": end.task_id,
+        "n": end.number,
+        "host": end.host,
+        "cores": ",".join(map(str, end.cores)) or None,
+        "started_at": None if end.started_ago_s is None else at - end.started_ago_s,
+        "ended_at": at - end.ended_ago_s,
+        "outcome": end.outcome.value,
+        "exit_code": end.exit_code,
+        "signal": end.signal,
+        "peak_memory": end.usage.peak_memory,
+        "cpu_time": end.usage.cpu_time,
+        "error": _storable(error),
+        "output": _storable(end.output),
+        "stderr_tail": _storable(end.stderr_tail),
+    }
+
+
+def _storable(text: str | None) -> str | None:
+    # PostgreSQL's text takes neither NUL nor lone surrogates, and programs print both.
+    return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+_READY_AGAIN = (
+    tasks.update()
+    .where(tasks.c.id == bindparam("t"))
+    .values(state=TaskState.READY.value, block_id=None, token=None, ready_at=bindparam("due"))
+)
+
+_DELETE_ATTEMPT = attempts.delete().where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
+
+_END_ATTEMPT = (
+    attempts.update()
+    .where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
+    .values(
+        {
+            name: bindparam(name)
+            for name in (
+                "host",
+                "cores",
+                "started_at",
+                "ended_at",
+                "outcome",
+                "exit_code",
+                "signal",
+                "peak_memory",
+                "cpu_time",
+                "error",
+                "output",
+                "stderr_tail",
+            )
+        }
+    )
+)

@@ -1,0 +1,165 @@
+"""Runs: who drives a workflow."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from sqlalchemy import Connection, Row, select, update
+from sqlalchemy.exc import IntegrityError
+
+from parsl_balsam.db.connect import Database, clock
+from parsl_balsam.db.schema import runs, workflows
+from parsl_balsam.db.wakeup import Topic, notify
+from parsl_balsam.model.errors import WorkflowBusy, WorkflowLost
+from parsl_balsam.model.retry import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The process that drives a workflow."""
+
+    host: str
+    host_key: str  #: tells hosts, boots and process namespaces apart: a pid means something within one only
+    pid: int
+    pid_started: float  #: tells a process from a later one with the same pid
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a user's script on a workflow."""
+
+    run_id: int
+    workflow_id: int
+    finish: int  #: the last transaction that ended tasks before this run began
+
+
+def begin_run(
+    database: Database,
+    name: str,
+    label: str,
+    parsl_run_id: str,
+    driver: Driver,
+    is_dead: Callable[[Driver], bool],
+    policy: RetryPolicy,
+    lease_s: float,
+) -> Run:
+    """Make a process the only driver of a workflow.
+
+    A driver known to be dead is succeeded at once. One that cannot be looked at, on another host, is given the rest of its
+    lease to show that it lives.
+
+    Raises
+    ------
+    WorkflowBusy
+        If a living run drives the workflow.
+    """
+    heard: float | None = None
+    while True:
+        with database.begin() as connection:
+            workflow = _workflow(connection, name, label)
+            holder = _holder(connection, workflow.current_run)
+            if holder is None or is_dead(_driver(holder)):
+                return _take_over(connection, workflow, parsl_run_id, driver, policy, lease_s)
+            rest = holder.lease_until - connection.execute(select(clock())).scalar_one()
+        same_host = holder.host_key == driver.host_key
+        if same_host or (heard is not None and holder.lease_until != heard):
+            raise WorkflowBusy(_busy(name, label, holder))
+        heard = holder.lease_until
+        time.sleep(max(0.0, rest) + 0.1)
+
+
+def renew_run(database: Database, run_id: int, lease_s: float) -> None:
+    """Say that the run lives.
+
+    Raises
+    ------
+    WorkflowLost
+        If another run has taken the workflow over.
+    """
+    with database.begin() as connection:
+        renewed = connection.execute(
+            runs.update()
+            .where(runs.c.id == run_id, runs.c.ended_at.is_(None))
+            .values(lease_until=clock() + lease_s)
+        )
+        if renewed.rowcount != 1:
+            raise WorkflowLost("another run took this workflow over while this one was not heard of")
+
+
+def end_run(database: Database, run_id: int) -> None:
+    """Record that a run is over."""
+    with database.begin() as connection:
+        connection.execute(
+            runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(ended_at=clock())
+        )
+
+
+def _workflow(connection: Connection, name: str, label: str) -> Row[tuple[int, int, int]]:
+    """Read the workflow's row, made if missing, and lock it until this transaction ends."""
+    query = (
+        select(workflows.c.id, workflows.c.current_run, workflows.c.last_finish)
+        .where(workflows.c.name == name, workflows.c.label == label)
+        .with_for_update()
+    )
+    row = connection.execute(query).first()
+    if row is None:
+        try:
+            with connection.begin_nested():
+                connection.execute(workflows.insert().values(name=name, label=label, created_at=clock()))
+        except IntegrityError:  # another run made it first
+            pass
+        row = connection.execute(query).one()
+    return row
+
+
+def _holder(connection: Connection, run_id: int | None) -> Row[tuple[object, ...]] | None:
+    return connection.execute(
+        select(runs).where(runs.c.id == run_id, runs.c.ended_at.is_(None), runs.c.lease_until > clock())
+    ).first()
+
+
+def _driver(row: Row[tuple[object, ...]]) -> Driver:
+    return Driver(row.host, row.host_key, row.pid, row.pid_started)
+
+
+def _take_over(
+    connection: Connection,
+    workflow: Row[tuple[int, int, int]],
+    parsl_run_id: str,
+    driver: Driver,
+    policy: RetryPolicy,
+    lease_s: float,
+) -> Run:
+    connection.execute(
+        update(runs).where(runs.c.workflow_id == workflow.id, runs.c.ended_at.is_(None)).values(ended_at=clock())
+    )
+    run_id = connection.execute(
+        runs.insert()
+        .values(
+            workflow_id=workflow.id,
+            parsl_run_id=parsl_run_id,
+            host=driver.host,
+            host_key=driver.host_key,
+            pid=driver.pid,
+            pid_started=driver.pid_started,
+            retry_policy=json.dumps(policy.to_dict()),
+            started_at=clock(),
+            lease_until=clock() + lease_s,
+        )
+        .returning(runs.c.id)
+    ).scalar_one()
+    connection.execute(workflows.update().where(workflows.c.id == workflow.id).values(current_run=run_id))
+    notify(connection, workflow.id, Topic.WORK)  # launchers of the run before learn that they are superseded
+    return Run(run_id, workflow.id, workflow.last_finish)
+
+
+def _busy(name: str, label: str, holder: Row[tuple[object, ...]]) -> str:
+    started = datetime.fromtimestamp(float(str(holder.started_at)), timezone.utc)
+    return (
+        f"workflow {name!r} (executor {label!r}) is driven by process {holder.pid} on {holder.host} since "
+        f"{started:%Y-%m-%d %H:%M:%S} UTC: wait for it or end it, or use another workflow name"
+    )

@@ -1,0 +1,205 @@
+"""The tables. ``tasks`` is narrow, since launchers search it; payloads have tables of their own and are written once.
+
+Times are seconds since the epoch on the database's clock.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+#: Raised by one whenever the tables change.
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+# SQLite numbers rows by itself only where the column is exactly INTEGER.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+workflows = Table(
+    "workflows",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("current_run", BigInteger),
+    # The number of the last transaction that ended tasks. Its row lock makes these numbers grow in commit order.
+    Column("last_finish", BigInteger, nullable=False, server_default=text("0")),
+    UniqueConstraint("name", "label"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("workflow_id", ForeignKey("workflows.id"), nullable=False, index=True),
+    Column("parsl_run_id", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("host_key", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("pid_started", Float, nullable=False),
+    Column("retry_policy", Text, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("ended_at", Float),
+)
+
+functions = Table(
+    "functions",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+blocks = Table(
+    "blocks",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("workflow_id", ForeignKey("workflows.id"), nullable=False, index=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("tag", Text, nullable=False, unique=True),
+    Column("job_id", Text),
+    Column("state", Text, nullable=False),
+    Column("host", Text),
+    Column("pid", Integer),
+    Column("requested_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("lease_s", Float, nullable=False),
+    Column("lease_until", Float),
+    Column("ended_at", Float),
+    Column("reason", Text),
+)
+Index(
+    "blocks_by_lease",
+    blocks.c.lease_until,
+    sqlite_where=blocks.c.state == text("'running'"),
+    postgresql_where=blocks.c.state == text("'running'"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("workflow_id", ForeignKey("workflows.id"), nullable=False),
+    # The last run that asked for the task; launchers work for the workflow's current run only.
+    Column("run_id", BigInteger, nullable=False),
+    Column("key", LargeBinary, nullable=False),
+    Column("occurrence", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("app", Text, nullable=False),
+    Column("function", LargeBinary, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("nodes", Integer, nullable=False),
+    Column("spec", Text),
+    Column("stdout", Text),
+    Column("stderr", Text),
+    Column("ready_at", Float),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # Attempts up to this number belong to budgets already spent.
+    Column("budget_from", Integer, nullable=False, server_default=text("0")),
+    Column("block_id", BigInteger),
+    Column("token", BigInteger),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("submitted_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("finish", BigInteger),
+    UniqueConstraint("workflow_id", "key", "occurrence"),
+)
+_ready = tasks.c.state == text("'ready'")
+Index(
+    "tasks_to_claim",
+    tasks.c.workflow_id,
+    tasks.c.run_id,
+    tasks.c.priority.desc(),
+    tasks.c.nodes.desc(),
+    tasks.c.id,
+    sqlite_where=_ready,
+    postgresql_where=_ready,
+)
+_held = tasks.c.block_id.is_not(None)
+Index("tasks_by_block", tasks.c.block_id, sqlite_where=_held, postgresql_where=_held)
+_finished = tasks.c.finish.is_not(None)
+Index(
+    "tasks_by_finish",
+    tasks.c.workflow_id,
+    tasks.c.finish,
+    sqlite_where=_finished,
+    postgresql_where=_finished,
+)
+
+arguments = Table(
+    "arguments",
+    metadata,
+    Column("task_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("task_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("payload", LargeBinary, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("task_id", BigInteger, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("block_id", BigInteger, nullable=False),
+    Column("host", Text),
+    Column("cores", Text),
+    Column("claimed_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("outcome", Text),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("peak_memory", BigInteger),
+    Column("cpu_time", Float),
+    Column("error", Text),
+    Column("output", Text),
+    Column("stderr_tail", Text),
+    PrimaryKeyConstraint("task_id", "number"),
+    sqlite_with_rowid=False,
+)
+
+# SQLite's stand-in for NOTIFY; PostgreSQL does not use it.
+notices = Table(
+    "notices",
+    metadata,
+    Column("workflow_id", BigInteger, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    PrimaryKeyConstraint("workflow_id", "topic"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("task_id", BigInteger, nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("why", Text, nullable=False),
+)

@@ -1,0 +1,315 @@
+"""What a run and its user do to tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from parsl_balsam.db.connect import Database, now
+from parsl_balsam.db.endings import next_finish
+from parsl_balsam.db.schema import arguments, attempts, events, functions, results, runs, tasks, workflows
+from parsl_balsam.db.wakeup import Topic, notify
+from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
+from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
+from parsl_balsam.model.tasks import Binding, Bound, Call, FinishedTask
+
+_FINISHED = [state.value for state in TERMINAL]
+_HELD = [state.value for state in HELD]
+
+
+class TaskStore:
+    """The tasks of one workflow, as the run that drives it sees them. Each method is one transaction."""
+
+    def __init__(self, database: Database, workflow_id: int, run_id: int) -> None:
+        self._database = database
+        self._workflow_id = workflow_id
+        self._run_id = run_id
+        self._who = f"run {run_id}"
+
+    def submit(self, calls: Sequence[Call], bodies: Mapping[bytes, bytes]) -> list[Bound]:
+        """Record calls, or bind them to the tasks they met; return one `Bound` for each call, in order.
+
+        It may be repeated when its outcome is unknown: the second time the calls meet their own tasks.
+
+        Parameters
+        ----------
+        calls
+            No two with the same key and occurrence.
+        bodies
+            The functions among them that may not be stored yet, by digest.
+
+        Raises
+        ------
+        WorkflowLost
+            If another run drives the workflow now. Nothing was recorded.
+        """
+        with self._database.begin() as connection:
+            self._fence(connection)
+            if bodies:
+                connection.execute(
+                    _insert(connection, functions).on_conflict_do_nothing(),
+                    [{"digest": digest, "body": body} for digest, body in bodies.items()],
+                )
+            at = now(connection)
+            bound = self._insert_new(connection, calls, at)
+            if len(bound) < len(calls):
+                bound |= self._attach(connection, [call for call in calls if _identity(call) not in bound], at)
+            notify(connection, self._workflow_id, Topic.WORK)
+        return [bound[_identity(call)] for call in calls]
+
+    def finished_since(self, finish: int) -> tuple[list[int], int]:
+        """Return the ids of the tasks that ended after a point, and the point to ask from next time."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(tasks.c.id, tasks.c.finish).where(
+                    tasks.c.workflow_id == self._workflow_id, tasks.c.finish > finish
+                )
+            ).all()
+        return [row.id for row in rows], max((row.finish for row in rows), default=finish)
+
+    def fetch(self, ids: Sequence[int]) -> list[FinishedTask]:
+        """Return tasks that are in a terminal state, with what they returned or raised."""
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
+                .outerjoin(results, results.c.task_id == tasks.c.id)
+                .outerjoin(
+                    attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts)
+                )
+                .where(tasks.c.id.in_(ids), tasks.c.state.in_(_FINISHED))
+            ).all()
+        return [
+            FinishedTask(
+                row.id, TaskState(row.state), row.payload, Outcome(row.outcome) if row.outcome else None, row.error
+            )
+            for row in rows
+        ]
+
+    def _fence(self, connection: Connection) -> None:
+        # FOR SHARE: the run that takes over must update this row first, so it cannot do so before this transaction ends.
+        alive = connection.execute(
+            select(runs.c.id)
+            .where(runs.c.id == self._run_id, runs.c.ended_at.is_(None))
+            .with_for_update(read=True)
+        ).first()
+        if alive is None:
+            raise WorkflowLost(
+                "another run took this workflow over while this one was not heard of; its tasks go on there. "
+                "Start this script again when the other has ended"
+            )
+
+    def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
+        rows = connection.execute(
+            _insert(connection, tasks)
+            .on_conflict_do_nothing(index_elements=["workflow_id", "key", "occurrence"])
+            .returning(tasks.c.id, tasks.c.key, tasks.c.occurrence),
+            [
+                {
+                    "workflow_id": self._workflow_id,
+                    "run_id": self._run_id,
+                    "key": call.key,
+                    "occurrence": call.occurrence,
+                    "state": TaskState.READY.value,
+                    "app": call.app,
+                    "submitted_at": at,
+                    **_revisable(call),
+                }
+                for call in calls
+            ],
+        )
+        bound = {(bytes(row.key), row.occurrence): Bound(row.id, Binding.NEW) for row in rows}
+        if bound:
+            fresh = [call for call in calls if _identity(call) in bound]
+            connection.execute(
+                arguments.insert(),
+                [{"task_id": bound[_identity(call)].task_id, "payload": call.payload} for call in fresh],
+            )
+            self._log(connection, (bound[_identity(call)].task_id for call in fresh), at, TaskState.READY, "called")
+        return bound
+
+    def _attach(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
+        """Bind calls to existing tasks: a result is reused, a failure runs again, the rest is waited for."""
+        met = {(bytes(row.key), row.occurrence): row for row in self._existing(connection, calls)}
+        bound: dict[tuple[bytes, int], Bound] = {}
+        reopen: list[int] = []
+        revise: list[tuple[int, Call]] = []
+        adopt: list[int] = []
+        for call in calls:
+            row = met[_identity(call)]
+            state = TaskState(row.state)
+            if state is TaskState.DONE:
+                bound[_identity(call)] = Bound(row.id, Binding.REUSED, bytes(row.payload))
+            elif state in TERMINAL:
+                bound[_identity(call)] = Bound(row.id, Binding.REOPENED)
+                reopen.append(row.id)
+                revise.append((row.id, call))
+            else:
+                bound[_identity(call)] = Bound(row.id, Binding.ATTACHED)
+                adopt.append(row.id)
+                if state is TaskState.READY:
+                    revise.append((row.id, call))
+        if reopen:
+            _reopen(connection, reopen)
+            self._log(connection, reopen, at, TaskState.READY, "called again")
+        if adopt or reopen:
+            connection.execute(
+                tasks.update().where(tasks.c.id.in_(adopt + reopen)).values(run_id=self._run_id)
+            )
+        if revise:
+            # The call may have other limits, priorities or log files this time; who has not started goes by the new ones.
+            connection.execute(_REVISE_TASK, [{"t": task_id, **_revisable(call)} for task_id, call in revise])
+            connection.execute(_REVISE_ARGUMENTS, [{"t": task_id, "payload": call.payload} for task_id, call in revise])
+        return bound
+
+    def _existing(self, connection: Connection, calls: Sequence[Call]) -> Iterable[Row[Any]]:
+        return connection.execute(
+            select(tasks.c.id, tasks.c.key, tasks.c.occurrence, tasks.c.state, results.c.payload)
+            .outerjoin(results, results.c.task_id == tasks.c.id)
+            .where(
+                tasks.c.workflow_id == self._workflow_id,
+                tuple_(tasks.c.key, tasks.c.occurrence).in_([_identity(call) for call in calls]),
+            )
+            .with_for_update(of=tasks)
+        )
+
+    def _log(self, connection: Connection, ids: Iterable[int], at: float, state: TaskState, why: str) -> None:
+        _log_events(connection, ids, at, state, self._who, why)
+
+
+def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, TaskState]:
+    """End tasks by the user's wish; return the state in which each was found.
+
+    Tasks that wait are cancelled at once, those that a launcher holds as soon as it has killed them, and those that are
+    over stay as they are.
+
+    Raises
+    ------
+    TaskNotFound
+        If one of them does not exist. None is cancelled then.
+    """
+    with database.begin() as connection:
+        found = _known(connection, ids)
+        waiting = [row for row in found if row.state == TaskState.READY.value]
+        at = now(connection)
+        for workflow_id in sorted({row.workflow_id for row in waiting}):
+            mine = [row.id for row in waiting if row.workflow_id == workflow_id]
+            connection.execute(
+                tasks.update()
+                .where(tasks.c.id.in_(mine))
+                .values(
+                    state=TaskState.CANCELLED.value, finished_at=at, finish=next_finish(connection, workflow_id)
+                )
+            )
+            _log_events(connection, mine, at, TaskState.CANCELLED, who, "cancelled by the user")
+        connection.execute(
+            tasks.update()
+            .where(tasks.c.id.in_([row.id for row in found if row.state in _HELD]))
+            .values(cancel_requested=True)
+        )
+        for workflow_id in {row.workflow_id for row in found}:
+            notify(connection, workflow_id, Topic.WORK)
+            notify(connection, workflow_id, Topic.FINISHED)
+    return {row.id: TaskState(row.state) for row in found}
+
+
+def retry_tasks(database: Database, ids: Sequence[int], who: str) -> list[int]:
+    """Make failed and cancelled tasks ready again, with a fresh budget and their history; return their ids.
+
+    Raises
+    ------
+    TaskNotFound
+        If one of them does not exist. None is changed then.
+    """
+    with database.begin() as connection:
+        rows = [row for row in _known(connection, ids) if row.state in ("failed", "cancelled")]
+        at = now(connection)
+        reopened = [row.id for row in rows]
+        if reopened:
+            _reopen(connection, reopened)
+            current = select(workflows.c.current_run).where(workflows.c.id == tasks.c.workflow_id).scalar_subquery()
+            connection.execute(tasks.update().where(tasks.c.id.in_(reopened)).values(run_id=current))
+            _log_events(connection, reopened, at, TaskState.READY, who, "retry")
+        for workflow_id in {row.workflow_id for row in rows}:
+            notify(connection, workflow_id, Topic.WORK)
+    return reopened
+
+
+def tasks_in_state(database: Database, state: TaskState) -> list[int]:
+    """Return the ids of all tasks in a state."""
+    with database.read() as connection:
+        return list(connection.execute(select(tasks.c.id).where(tasks.c.state == state.value)).scalars())
+
+
+def _known(connection: Connection, ids: Sequence[int]) -> Sequence[Row[Any]]:
+    rows = connection.execute(
+        select(tasks.c.id, tasks.c.workflow_id, tasks.c.state)
+        .where(tasks.c.id.in_(ids))
+        .order_by(tasks.c.id)
+        .with_for_update()
+    ).all()
+    if missing := sorted(set(ids) - {row.id for row in rows}):
+        raise TaskNotFound(
+            f"no task {', '.join(map(str, missing))} in this database: 'parsl-balsam tasks' lists those there are"
+        )
+    return rows
+
+
+def _reopen(connection: Connection, ids: Sequence[int]) -> None:
+    connection.execute(results.delete().where(results.c.task_id.in_(ids)))
+    connection.execute(
+        tasks.update()
+        .where(tasks.c.id.in_(ids))
+        .values(
+            state=TaskState.READY.value,
+            budget_from=tasks.c.attempts,
+            cancel_requested=False,
+            ready_at=None,
+            finished_at=None,
+            finish=None,
+        )
+    )
+
+
+def _insert(connection: Connection, table: Any) -> Any:
+    """Return an INSERT that can say ON CONFLICT; the two databases spell it alike, SQLAlchemy does not."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+def _identity(call: Call) -> tuple[bytes, int]:
+    return call.key, call.occurrence
+
+
+def _revisable(call: Call) -> dict[str, Any]:
+    """What a later run may ask for differently of the same task."""
+    spec = call.spec.to_dict()
+    return {
+        "function": call.function,
+        "priority": call.spec.priority,
+        "nodes": call.spec.num_nodes,
+        "spec": json.dumps(spec) if spec else None,
+        "stdout": call.stdout,
+        "stderr": call.stderr,
+    }
+
+
+def _log_events(
+    connection: Connection, ids: Iterable[int], at: float, state: TaskState, who: str, why: str
+) -> None:
+    connection.execute(
+        events.insert(),
+        [{"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id in ids],
+    )
+
+
+_REVISE_TASK = (
+    tasks.update()
+    .where(tasks.c.id == bindparam("t"))
+    .values({name: bindparam(name) for name in ("function", "priority", "nodes", "spec", "stdout", "stderr")})
+)
+_REVISE_ARGUMENTS = (
+    arguments.update().where(arguments.c.task_id == bindparam("t")).values(payload=bindparam("payload"))
+)

@@ -1,0 +1,200 @@
+"""How a process learns that something changed in the database, without asking it all the time."""
+
+from __future__ import annotations
+
+import os
+import select
+import sqlite3
+import threading
+import time
+from abc import ABC, abstractmethod
+from enum import Enum
+
+import psycopg2
+from sqlalchemy import Connection, func
+from sqlalchemy import select as sql_select
+from sqlalchemy.dialects import sqlite
+
+from parsl_balsam.db.connect import Database
+from parsl_balsam.db.schema import notices
+
+#: SQLite has no notifications: its change counter is read this often, seconds. The first figure holds right after a
+#: change, the second after a long quiet time; between them the interval is a twentieth of the quiet time.
+_SHORTEST_POLL_S = 0.0005
+_LONGEST_POLL_S = 0.02
+
+#: Between two attempts to reach a server that is away, seconds.
+_RECONNECT_S = 0.5
+
+
+class Topic(str, Enum):
+    """What a waiting process wants to hear of."""
+
+    WORK = "work"  # tasks became ready, or are to be cancelled
+    FINISHED = "finished"  # tasks ended
+
+
+def notify(connection: Connection, workflow_id: int, topic: Topic) -> None:
+    """Wake those who wait for a topic of a workflow, when this transaction commits."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sql_select(func.pg_notify(_channel(workflow_id, topic), "")))
+    else:
+        connection.execute(_COUNT_UP, {"workflow_id": workflow_id, "topic": topic.value, "count": 1})
+
+
+_COUNT_UP = sqlite.insert(notices).on_conflict_do_update(
+    index_elements=["workflow_id", "topic"], set_={"count": notices.c.count + 1}
+)
+
+
+class Bell:
+    """Interrupts a `Wakeup.wait` of another thread of this process."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._lock = threading.Lock()
+        self._rung = False
+
+    def fileno(self) -> int:
+        """Become readable when rung."""
+        return self._reader
+
+    def ring(self) -> None:
+        """End the present wait, or the next one if nobody waits."""
+        with self._lock:
+            if not self._rung:
+                self._rung = True
+                os.write(self._writer, b"!")
+
+    def silence(self) -> None:
+        """Be ready to be rung again."""
+        with self._lock:
+            if self._rung:
+                self._rung = False
+                os.read(self._reader, 1)
+
+    def close(self) -> None:
+        """Give the file descriptors back."""
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+class Wakeup(ABC):
+    """Waits until something may have changed. One thread owns it."""
+
+    @abstractmethod
+    def wait(self, timeout: float, bell: Bell) -> None:
+        """Return when the database changed, the bell rang or the time, in seconds, is over; whichever is first.
+
+        It may return for no reason, and does so when the connection was lost: the caller looks for itself.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+def listen(database: Database, workflow_id: int, topic: Topic) -> Wakeup:
+    """Start to listen. Changes committed after this returns end the next `Wakeup.wait`."""
+    if database.is_sqlite:
+        return _SqliteWakeup(str(database.url.database), workflow_id, topic)
+    return _PostgresWakeup(database, _channel(workflow_id, topic))
+
+
+def _channel(workflow_id: int, topic: Topic) -> str:
+    return f"balsam_{topic.value}_{workflow_id}"
+
+
+class _SqliteWakeup(Wakeup):
+    def __init__(self, path: str, workflow_id: int, topic: Topic) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._where = (workflow_id, topic.value)
+        self._version = 0
+        self._count = 0
+        self._noticed()
+        self._heard_at = time.monotonic()
+
+    def _noticed(self) -> bool:
+        """Tell whether there was a notice since the last time."""
+        try:
+            # Any commit changes the version, and reading it is cheap; only a notice changes the count.
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            if version == self._version:
+                return False
+            row = self._connection.execute(
+                "SELECT count FROM notices WHERE workflow_id = ? AND topic = ?", self._where
+            ).fetchone()
+        except sqlite3.OperationalError:  # locked by someone's recovery: look again later
+            return False
+        self._version = version
+        count = row[0] if row else 0
+        noticed = count != self._count
+        self._count = count
+        return bool(noticed)
+
+    def wait(self, timeout: float, bell: Bell) -> None:
+        until = time.monotonic() + timeout
+        while True:
+            noticed = self._noticed()
+            now = time.monotonic()
+            if noticed:
+                self._heard_at = now
+                return
+            if now >= until:
+                return
+            interval = min(max((now - self._heard_at) / 20, _SHORTEST_POLL_S), _LONGEST_POLL_S, until - now)
+            if select.select([bell], [], [], interval)[0]:
+                bell.silence()
+                self._heard_at = now
+                return
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _PostgresWakeup(Wakeup):
+    def __init__(self, database: Database, channel: str) -> None:
+        self._database = database
+        self._channel = channel
+        self._connection: psycopg2.extensions.connection | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        url = self._database.url
+        connection = psycopg2.connect(
+            host=url.host,
+            port=url.port,
+            user=url.username,
+            password=url.password,
+            dbname=url.database,
+            connect_timeout=10,
+            application_name="parsl-balsam wakeup",
+            **dict(url.query),
+        )
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f'LISTEN "{self._channel}"')
+        self._connection = connection
+
+    def wait(self, timeout: float, bell: Bell) -> None:
+        try:
+            if self._connection is None:
+                self._connect()
+                return
+            if not self._connection.notifies:
+                readable, _, _ = select.select([self._connection, bell], [], [], timeout)
+                if bell in readable:
+                    bell.silence()
+                self._connection.poll()
+            self._connection.notifies.clear()
+        except psycopg2.Error:
+            self.close()
+            if select.select([bell], [], [], min(timeout, _RECONNECT_S))[0]:
+                bell.silence()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

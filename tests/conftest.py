@@ -1,0 +1,67 @@
+"""Fixtures for all tests: a real PostgreSQL, and databases in it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import make_url
+
+from parsl_balsam.db.binaries import find_binaries
+from parsl_balsam.db.server import Server
+from parsl_balsam.model.errors import ServerError
+
+
+@pytest.fixture(scope="session")
+def postgres_binaries() -> Path:
+    """Directory of PostgreSQL's programs; without any, the test is skipped, or fails under CI=true."""
+    try:
+        return find_binaries().directory
+    except ServerError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_binaries: Path) -> Iterator[Server]:
+    """A running server that all tests share."""
+    # Not tmp_path: that is closed to the account that runs PostgreSQL when the tests run as root.
+    home = Path(tempfile.mkdtemp(dir="/tmp", prefix="balsam-test-"))
+    home.chmod(0o711)
+    server = Server(home / "server")
+    try:
+        server.init()
+        server.start()
+        yield server
+    finally:
+        try:
+            server.stop()
+        finally:
+            shutil.rmtree(home)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Server) -> Iterator[str]:
+    """URL of a new, empty database that is dropped after the test."""
+    url = make_url(postgres_server.url())
+    name = f"test_{secrets.token_hex(8)}"
+    _execute(postgres_server, f"CREATE DATABASE {name}")
+    try:
+        yield url.set(database=name).render_as_string(hide_password=False)
+    finally:
+        _execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(server: Server, statement: str) -> None:
+    dsn = server.url().replace("+psycopg2", "", 1)
+    with closing(psycopg2.connect(dsn)) as session, session.cursor() as cursor:
+        session.autocommit = True
+        cursor.execute(statement)
