@@ -1,0 +1,34 @@
+"""``python -m parsl_balsam.launcher ORDER BLOCK``: what a block's batch job runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from parsl_balsam.db.claims import LeaseLost
+from parsl_balsam.db.connect import open_database
+from parsl_balsam.launcher.allocation import local_node
+from parsl_balsam.launcher.launcher import run_block
+from parsl_balsam.model.errors import BalsamError
+from parsl_balsam.model.launch import LaunchOrder
+
+
+def main() -> int:
+    """Run the launcher of a block; return the exit code of the batch job."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
+    try:
+        order = LaunchOrder.loads(order_file.read_text())
+        database = open_database(order.database, create=False)
+        run_block(order, database, block_id, local_node(order.cores_per_node))
+    except (BalsamError, LeaseLost, OSError) as error:
+        print(f"launcher of block {block_id}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

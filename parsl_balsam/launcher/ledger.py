@@ -1,0 +1,145 @@
+"""The launcher's line to the database: a thread, so that tasks start and end while a transaction is under way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from parsl_balsam.db.blocks import reap
+from parsl_balsam.db.claims import ClaimStore, Exchange, LeaseLost
+from parsl_balsam.db.connect import Database
+from parsl_balsam.db.wakeup import Bell, Topic, listen
+from parsl_balsam.launcher.channel import RecentlyUsed
+from parsl_balsam.model.errors import DatabaseDown, DatabaseUnavailable
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart
+
+logger = logging.getLogger(__name__)
+
+#: Between two tries while the database is away, seconds.
+_RETRY_S = 0.25
+
+_REMEMBERED_FUNCTIONS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the launcher wants from its next exchange with the database."""
+
+    starts: Sequence[AttemptStart] = ()
+    ends: Sequence[AttemptEnd] = ()
+    want: int = 0
+    known: frozenset[int] = frozenset()  #: all tasks the launcher holds
+    at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of it."""
+
+    exchange: Exchange
+    bodies: dict[bytes, bytes]  #: the functions of the claimed tasks
+    renewed_at: float  #: when the lease began anew at the latest, on the monotonic clock
+
+
+class Ledger(threading.Thread):
+    """Carries out one exchange at a time and tells, between them, when something changed in the database."""
+
+    def __init__(self, database: Database, workflow_id: int, block_id: int, lease_s: float, bell: Bell) -> None:
+        super().__init__(name="balsam-ledger", daemon=True)
+        self._database = database
+        self._claims = ClaimStore(database, workflow_id, block_id)
+        self._wakeup = listen(database, workflow_id, Topic.WORK)
+        self._lease_s = lease_s
+        self._bell = bell
+        self._mine = Bell()
+        self._requests: deque[Request] = deque()
+        self._answers: deque[Answer] = deque()
+        self._bodies = RecentlyUsed(_REMEMBERED_FUNCTIONS)
+        self._closing = False
+        self._reap_at = time.monotonic() + lease_s
+        self.changed = False  #: something may have changed since the launcher last cleared this
+        self.refused_at = 0.0  #: when the server last refused connections, so that nobody could reap, monotonic clock
+        self.lost: LeaseLost | None = None  #: the block was reaped; nothing more can be recorded
+        self.failure: BaseException | None = None  #: an error that no waiting cures
+
+    def ask(self, request: Request) -> None:
+        """Begin an exchange. The launcher asks for the next one only after it has the answer."""
+        self._requests.append(request)
+        self._mine.ring()
+
+    def answer(self) -> Answer | None:
+        """Return what came of the exchange, when it is over."""
+        return self._answers.popleft() if self._answers else None
+
+    def close(self) -> None:
+        """End after the exchanges that were asked for."""
+        self._closing = True
+        self._mine.ring()
+        self.join()
+        self._wakeup.close()
+
+    def run(self) -> None:
+        """Serve the launcher. Never called directly."""
+        try:
+            while True:
+                if self._requests:
+                    answer = self._carry_out(self._requests.popleft())
+                    if answer is not None:
+                        self._answers.append(answer)
+                    self._bell.ring()
+                elif self._closing:
+                    return
+                else:
+                    self._wait()
+        except LeaseLost as lost:
+            self.lost = lost
+        except BaseException as error:
+            logger.exception("the line to the database broke")
+            self.failure = error
+        finally:
+            self._bell.ring()
+
+    def _wait(self) -> None:
+        self._wakeup.wait(max(0.0, self._reap_at - time.monotonic()), self._mine)
+        if not self._requests:
+            self.changed = True
+            self._bell.ring()
+        if time.monotonic() >= self._reap_at:
+            self._reap_at = time.monotonic() + self._lease_s / 2
+            try:
+                for block_id in reap(self._database):
+                    logger.warning("block %d was lost; its tasks are ready again", block_id)
+            except DatabaseUnavailable as error:
+                logger.warning("%s", error)
+
+    def _carry_out(self, request: Request) -> Answer | None:
+        doubtful = False
+        while True:
+            began = time.monotonic()
+            try:
+                if doubtful:
+                    self._claims.release_strays(request.known)
+                exchange = self._claims.exchange(request.starts, request.ends, request.want, nodes=1)
+                bodies = self._functions({task.function for task in exchange.claimed})
+                return Answer(exchange, bodies, began)
+            except DatabaseUnavailable as error:
+                logger.warning("the database does not answer, trying again: %s", error)
+                doubtful = True
+                if isinstance(error, DatabaseDown):
+                    self.refused_at = time.monotonic()
+                    self._bell.ring()
+                if self._closing and time.monotonic() - request.at > self._lease_s:
+                    return None  # somebody else takes the tasks back
+                time.sleep(_RETRY_S)
+
+    def _functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
+        needed = set(digests)
+        missing = {digest for digest in needed if not self._bodies.use(digest) or self._bodies[digest] is None}
+        fetched = self._claims.functions(missing) if missing else {}
+        for digest, body in fetched.items():
+            self._bodies[digest] = body
+        return {digest: fetched.get(digest) or self._bodies[digest] for digest in needed}

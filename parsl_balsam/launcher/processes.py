@@ -1,0 +1,90 @@
+"""Process trees: who inherits orphans, and how everything a task started is ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Collection
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def inherit_orphans() -> None:
+    """Become the parent of descendants whose own parents end, so that none of them escapes."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent, the process with this pid, ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the request was made
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def children() -> set[int]:
+    """Return the pids of this process's children, zombies included."""
+    found: set[int] = set()
+    try:
+        for thread in Path("/proc/self/task").iterdir():
+            found.update(map(int, (thread / "children").read_text().split()))
+    except FileNotFoundError:  # a thread that has just ended, or a kernel without CONFIG_PROC_CHILDREN
+        import psutil
+
+        found = {process.pid for process in psutil.Process().children()}
+    return found
+
+
+def has_children() -> bool:
+    """Tell, at the price of one system call, whether this process has any child."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def kill(pid: int) -> None:
+    """Kill a process and its process group, whichever of them is still there."""
+    for send in (os.killpg, os.kill):
+        try:
+            send(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def sweep(spare: Collection[int] = ()) -> bool:
+    """Kill all children but the spared ones; return whether none was left.
+
+    The orphans that a killed child leaves become children of this process, so the caller repeats it until none is left.
+    """
+    unwanted = children().difference(spare)
+    for pid in unwanted:
+        kill(pid)
+        try:
+            os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            pass
+    return not unwanted
+
+
+def sweep_all(spare: Collection[int] = ()) -> None:
+    """Kill all children but the spared ones, and theirs, and wait until they are gone."""
+    while unwanted := children().difference(spare):
+        for pid in unwanted:
+            kill(pid)
+        for pid in unwanted:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass

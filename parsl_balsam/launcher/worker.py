@@ -1,0 +1,163 @@
+"""Runs one call at a time: captures what it returns or raises, what it used, and leaves the process as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from parsl_balsam.launcher.capture import tail_of_file
+from parsl_balsam.launcher.channel import Channel, RecentlyUsed
+from parsl_balsam.launcher.messages import Ended, Start
+from parsl_balsam.launcher.processes import has_children, sweep_all
+from parsl_balsam.launcher.usage import Meter, MeteredPopen
+from parsl_balsam.model.errors import NotSerializable, UnreadablePayload
+from parsl_balsam.model.layers import dress
+from parsl_balsam.model.payload import decode, encode, is_plain
+from parsl_balsam.model.states import Outcome
+
+#: Results up to this size are read back once before they are called good, bytes.
+_CHECKED_BYTES = 1 << 20
+
+#: A traceback longer than this loses its beginning, characters.
+_LONGEST_ERROR = 64 * 1024
+
+
+def serve(channel: Channel) -> NoReturn:
+    """Run calls until the agent is gone."""
+    # The agent ignores or handles these; what a task starts must find them as any program does.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    subprocess.Popen = MeteredPopen  # type: ignore[misc]
+    worker = _Worker()
+    while True:
+        try:
+            start: Start = channel.receive()
+        except EOFError:
+            os._exit(0)
+        channel.send(worker.run(start))
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._functions = RecentlyUsed()
+        self._environ = os.environ.copy()
+        self._directory = os.getcwd()
+        self._cores: tuple[int, ...] = ()
+        self._meter = Meter()
+
+    def run(self, start: Start) -> Ended:
+        self._functions.use(start.function)
+        self._enter(start)
+        self._meter.start()
+        value, error = self._call(start)
+        usage = self._meter.stop()
+        ended = self._report(start, value, error)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                pass
+        self._leave()
+        return replace(ended, usage=usage)
+
+    def _enter(self, start: Start) -> None:
+        if start.pin and start.cores != self._cores:
+            self._cores = start.cores
+            for thread in os.listdir("/proc/self/task"):  # numerical libraries start their threads on first use
+                try:
+                    os.sched_setaffinity(int(thread), start.cores)
+                except OSError:
+                    pass
+        os.environ["BALSAM_TASK_ID"] = str(start.task_id)
+        os.environ["BALSAM_ATTEMPT"] = str(start.number)
+        if "OMP_NUM_THREADS" not in self._environ:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, len(start.cores)))
+
+    def _leave(self) -> None:
+        if has_children():
+            # What the task left behind would run beside the next one. Python's own resource tracker serves all tasks.
+            tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+            sweep_all(spare={pid} if (pid := getattr(tracker, "_pid", None)) else ())
+        if os.environ.copy() != self._environ:
+            os.environ.clear()
+            os.environ.update(self._environ)
+        try:
+            if os.getcwd() != self._directory:
+                os.chdir(self._directory)
+        except OSError:
+            os.chdir(self._directory)
+
+    def _call(self, start: Start) -> tuple[Any, BaseException | None]:
+        """Run the call; return what it returned, or the exception that kept it from returning."""
+        try:
+            if start.body is not None:
+                self._functions[start.function] = decode(start.body)
+            function = self._functions[start.function]
+            if function is None:
+                raise UnreadablePayload("the function of this task could not be read back when it was first needed")
+            layers, args, kwargs = decode(start.payload)
+            return dress(function, layers)(*args, **kwargs), None
+        except BaseException as error:
+            return None, error
+
+    def _report(self, start: Start, value: Any, error: BaseException | None) -> Ended:
+        from parsl.app.errors import RemoteExceptionWrapper
+
+        if error is not None:
+            value = RemoteExceptionWrapper(type(error), error, error.__traceback__)
+        if isinstance(value, RemoteExceptionWrapper):
+            return _failure(start, value)
+        try:
+            payload = encode(value)
+            if not is_plain(value) and len(payload) <= _CHECKED_BYTES:
+                decode(payload)
+            return Ended(start.task_id, Outcome.DONE, payload)
+        except (NotSerializable, UnreadablePayload) as unusable:
+            reason = type(unusable)(f"the task's result cannot be returned: {unusable}")
+            return _failure(start, RemoteExceptionWrapper(type(reason), reason, None))
+
+
+def _failure(start: Start, wrapper: Any) -> Ended:
+    """Say how a task failed, with an exception that its script can read."""
+    from parsl.app.errors import AppTimeout, BashExitFailure, RemoteExceptionWrapper
+
+    error = wrapper.e_value
+    text = _describe(wrapper)
+    try:
+        payload = encode(wrapper)
+        decode(payload)
+    except (NotSerializable, UnreadablePayload) as unusable:
+        reason = UnreadablePayload(f"the task raised an exception that cannot be returned: {unusable}\n{text}")
+        payload = encode(RemoteExceptionWrapper(type(reason), reason, None))
+    outcome, exit_code, signal_number = Outcome.ERROR, None, None
+    if isinstance(error, BashExitFailure):
+        outcome, exit_code = Outcome.EXIT, error.exitcode
+        signal_number = -exit_code if exit_code < 0 else None  # subprocess's way to tell a signal
+    elif isinstance(error, AppTimeout):
+        outcome = Outcome.TIMEOUT
+    return Ended(
+        start.task_id,
+        outcome,
+        payload,
+        exit_code,
+        signal_number,
+        error=text,
+        stderr_tail=tail_of_file(Path(start.stderr)) if start.stderr else None,
+    )
+
+
+def _describe(wrapper: Any) -> str:
+    error = wrapper.e_value
+    trace = wrapper.e_traceback.as_traceback() if wrapper.e_traceback is not None else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as unprintable:  # its own __str__ may fail
+        text = f"{type(error).__name__} (its text cannot be had: {unprintable!r})"
+    return text[-_LONGEST_ERROR:]
