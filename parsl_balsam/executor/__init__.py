@@ -1,0 +1,1 @@
+"""The Parsl side, in the user's script."""

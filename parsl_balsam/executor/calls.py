@@ -1,0 +1,155 @@
+"""From a call of an app to the row that it becomes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from parsl_balsam.model.identity import NoStableIdentity, call_key
+from parsl_balsam.model.layers import Layer, peel
+from parsl_balsam.model.payload import digest, encode
+from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.states import TaskState
+from parsl_balsam.model.tasks import Call
+
+logger = logging.getLogger(__name__)
+
+_MONITORING = ("_parsl_monitoring_task_id", "_parsl_monitoring_try_id")
+
+
+class TaskFuture(Future[Any]):
+    """The future of one call."""
+
+    def __init__(self, key: bytes, occurrence: int) -> None:
+        super().__init__()
+        self.key = key
+        self.occurrence = occurrence
+        self.task_id: int | None = None  #: known once the call is recorded
+        self.cancel_wanted = False
+
+
+class CallBook:
+    """Tells calls apart within a run: which is the n-th with its key, and which repeats one that has failed.
+
+    Parameters
+    ----------
+    structural
+        Whether a call must be recognised in later runs. If not, it need only be known again within this one, and the bytes of
+        its arguments, which exist anyway, are its identity.
+    """
+
+    def __init__(self, structural: bool) -> None:
+        self._structural = structural
+        self._lock = threading.Lock()
+        self._occurrences: Counter[bytes] = Counter()
+        self._failed: defaultdict[bytes, list[int]] = defaultdict(list)
+        self._cancelled: set[bytes] = set()
+        self._functions: weakref.WeakKeyDictionary[Callable[..., Any], tuple[bytes, bytes]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._warned: set[str] = set()
+
+    def enter(
+        self, func: Callable[..., Any], spec: ResourceSpec, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Call, bytes]:
+        """Return a call and the bytes of its function.
+
+        Raises
+        ------
+        NotSerializable
+            If the function or an argument cannot be turned into bytes.
+        """
+        inner, layers = peel(func)
+        function, body = self._function(inner)
+        payload = encode((layers, tuple(args), dict(kwargs)))
+        key = self._key(func, spec, args, kwargs, function, payload, layers)
+        with self._lock:
+            if self._failed.get(key):
+                occurrence = self._failed[key].pop(0)
+            else:
+                occurrence = self._occurrences[key]
+                self._occurrences[key] += 1
+        return (
+            Call(
+                key,
+                occurrence,
+                getattr(func, "__name__", type(func).__name__),
+                function,
+                payload,
+                spec,
+                _path(kwargs.get("stdout")),
+                _path(kwargs.get("stderr")),
+            ),
+            body,
+        )
+
+    def note_end(self, future: TaskFuture, state: TaskState) -> None:
+        """Remember how a call ended, for when it is repeated: Parsl's own retries look like new calls."""
+        if state is TaskState.DONE:
+            return
+        with self._lock:
+            if state is TaskState.FAILED:
+                self._failed[future.key].append(future.occurrence)
+            else:
+                self._cancelled.add(future.key)
+
+    def was_cancelled(self, key: bytes) -> bool:
+        """Tell whether a call like this was cancelled in this run, and is not to be run by a retry."""
+        return key in self._cancelled
+
+    def _function(self, func: Callable[..., Any]) -> tuple[bytes, bytes]:
+        try:
+            known = self._functions.get(func)
+        except TypeError:  # it can be neither hashed nor referenced weakly
+            body = encode(func)
+            return digest(body), body
+        if known is None:
+            body = encode(func)
+            known = self._functions[func] = digest(body), body
+        return known
+
+    def _key(
+        self,
+        func: Callable[..., Any],
+        spec: ResourceSpec,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        function: bytes,
+        payload: bytes,
+        layers: tuple[Layer, ...],
+    ) -> bytes:
+        if self._structural:
+            try:
+                return call_key(func, args, kwargs, spec)
+            except NoStableIdentity as reason:
+                self._warn(getattr(func, "__name__", repr(func)), reason)
+                return os.urandom(16)
+        if layers and any(name in kwargs for name in _MONITORING):  # they number the try, and this may be a second one
+            payload = encode((tuple(args), {name: kwargs[name] for name in kwargs if name not in _MONITORING}))
+        return digest(function + payload)
+
+    def _warn(self, app: str, reason: NoStableIdentity) -> None:
+        if app not in self._warned:
+            self._warned.add(app)
+            logger.warning(
+                "calls of %s cannot be recognised when the script is run again, and will always run: %s. "
+                "Give them a 'key' in parsl_resource_specification to change that",
+                app,
+                reason,
+            )
+
+
+def _path(stream: Any) -> str | None:
+    """Return where Parsl's ``stdout`` or ``stderr`` argument points to."""
+    if isinstance(stream, tuple) and stream:
+        stream = stream[0]
+    try:
+        return None if stream is None else os.path.abspath(os.fspath(stream))
+    except (TypeError, ValueError):  # not a path: the app will say so
+        return None

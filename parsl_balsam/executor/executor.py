@@ -1,0 +1,395 @@
+"""The executor that users put into their Parsl configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from pathlib import Path
+from typing import Any
+
+import typeguard
+from parsl.data_provider.staging import Staging
+from parsl.executors.errors import BadStateException
+from parsl.executors.status_handling import BlockProviderExecutor
+from parsl.jobs.states import JobState, JobStatus
+from parsl.monitoring.radios.base import RadioConfig
+from parsl.monitoring.radios.filesystem import FilesystemRadio
+from parsl.providers import LocalProvider
+from parsl.providers.base import ExecutionProvider
+from parsl.utils import RepresentationMixin
+
+from parsl_balsam.db.connect import open_database, resolve
+from parsl_balsam.db.runs import begin_run, end_run
+from parsl_balsam.db.tasks import TaskStore
+from parsl_balsam.executor.blocks import BlockBook
+from parsl_balsam.executor.calls import CallBook, TaskFuture
+from parsl_balsam.executor.completion import Completion
+from parsl_balsam.executor.driver import is_dead, this_process
+from parsl_balsam.executor.heartbeat import Heartbeat
+from parsl_balsam.executor.pending import Pending
+from parsl_balsam.executor.submission import ReuseCounts, Submission
+from parsl_balsam.model.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    ImpossibleTask,
+    RunEnded,
+    TaskCancelled,
+)
+from parsl_balsam.model.launch import LaunchOrder
+from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.retry import RetryPolicy
+from parsl_balsam.model.states import TaskState
+
+logger = logging.getLogger(__name__)
+
+#: How long a clean end waits for local launchers to stop what runs, and for the database, seconds.
+_SHUTDOWN_S = 15.0
+
+
+class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
+    """Runs apps as durable tasks of a database, in blocks requested through a provider.
+
+    Every call is recorded before it runs, and so is every attempt to run it. When the script is killed and started again
+    with the same ``workflow``, calls that are finished return their recorded results, calls that wait or run are attached
+    to, and retries go on counting where they were.
+
+    Parameters
+    ----------
+    label
+        Name of this executor, unique within the configuration.
+    workflow
+        Name of the campaign. A call means the same task in all runs with the same name. Without a name, every run is its
+        own workflow and shares nothing.
+    database
+        Where tasks live: an SQLAlchemy URL such as ``sqlite:///balsam.db`` or ``postgresql://user:password@host/name``, or
+        a directory made by ``parsl-balsam db init``. SQLite serves one host; blocks on other hosts need PostgreSQL.
+    provider
+        Where blocks come from. By default a `parsl.providers.LocalProvider` with one block on this host.
+    max_retries
+        How often a task that failed by its own doing is tried again.
+    retry
+        The whole policy, with pauses between tries and exit codes that are final. It replaces `max_retries` and
+        `max_crashes`.
+    max_crashes
+        How many attempts of a task may be ended by the death of its worker, node or launcher before it counts as failed.
+    cores_per_node
+        Cores that tasks may use on each node. By default all that the node has.
+    task_defaults
+        A ``parsl_resource_specification`` for calls that do not say otherwise.
+    idle_timeout_s
+        A launcher without work for this time ends, seconds. A new block is requested when work comes.
+    lease_s
+        After this time without a sign of life, in seconds, a launcher's tasks are given to others, and a run on another
+        host may be succeeded.
+    working_dir
+        Where Parsl's staging providers put files.
+    storage_access
+        Staging providers of this executor.
+    remote_monitoring_radio
+        How tasks report to Parsl's monitoring. By default through the file system.
+    block_error_handler
+        As in other Parsl executors: True for Parsl's own judgement of failing blocks, False for none, or a function.
+
+    Raises
+    ------
+    ConfigurationError
+        If arguments are wrong or do not go together.
+    """
+
+    @typeguard.typechecked
+    def __init__(
+        self,
+        label: str = "balsam",
+        workflow: str | None = None,
+        database: str | os.PathLike[str] = "sqlite:///balsam.db",
+        provider: ExecutionProvider | None = None,
+        max_retries: int = 0,
+        retry: RetryPolicy | None = None,
+        max_crashes: int = 3,
+        cores_per_node: int | None = None,
+        task_defaults: dict[str, Any] | None = None,
+        idle_timeout_s: float = 300.0,
+        lease_s: float = 30.0,
+        working_dir: str | None = None,
+        storage_access: list[Staging] | None = None,
+        remote_monitoring_radio: RadioConfig | None = None,
+        block_error_handler: bool | Callable[[BlockProviderExecutor, dict[str, JobStatus]], None] = True,
+    ) -> None:
+        super().__init__(provider=provider or LocalProvider(), block_error_handler=block_error_handler)
+        if retry is not None and (max_retries, max_crashes) != (0, 3):
+            raise ConfigurationError("give either retry or max_retries and max_crashes: retry has both inside")
+        if workflow == "":
+            raise ConfigurationError("workflow is empty: give it a name, or leave it out")
+        for name, value in (("idle_timeout_s", idle_timeout_s), ("lease_s", lease_s), ("cores_per_node", cores_per_node)):
+            if value is not None and value <= 0:
+                raise ConfigurationError(f"{name}={value!r} must be greater than zero")
+        self._address = resolve(os.fspath(database))
+        if self._address.get_backend_name() == "sqlite" and not isinstance(self.provider, LocalProvider):
+            raise ConfigurationError(
+                f"{type(self.provider).__name__} starts blocks on other hosts, and SQLite serves one host only: set up "
+                "PostgreSQL with 'parsl-balsam db init DIR' and 'parsl-balsam db start DIR', then pass database='DIR'"
+            )
+        self.label = label
+        self.workflow = workflow
+        self.database = self._address.render_as_string() if "://" in str(database) else os.fspath(database)
+        self.max_retries = max_retries
+        self.retry = retry
+        self.max_crashes = max_crashes
+        self.cores_per_node = cores_per_node
+        self.task_defaults = task_defaults
+        self.idle_timeout_s = idle_timeout_s
+        self.lease_s = lease_s
+        self.working_dir = working_dir
+        self.storage_access = storage_access
+        self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
+        self._policy = retry or RetryPolicy(max_retries=max_retries, max_crashes=max_crashes)
+        self._defaults = ResourceSpec.parse(task_defaults or {})
+        self._calls = CallBook(structural=workflow is not None)
+        self._pending = Pending()
+        self._first_blocks_started = False
+        self._closed = False
+
+    def start(self) -> None:
+        """Open the database, become the workflow's driver and request the first blocks.
+
+        Raises
+        ------
+        DatabaseUnavailable, SchemaMismatch
+            If the database cannot be used.
+        WorkflowBusy
+            If another run drives the workflow.
+        """
+        super().start()
+        self._db = open_database(self._address.render_as_string(hide_password=False))
+        name = self.workflow if self.workflow is not None else f"run {uuid.uuid4()}"
+        self._run = begin_run(
+            self._db, name, self.label, str(self.run_id), this_process(), is_dead, self._policy, self.lease_s
+        )
+        store = TaskStore(self._db, self._run.workflow_id, self._run.run_id)
+        self._completion = Completion(
+            self._db, self._run.workflow_id, store, self._pending, self._run.finish, self._on_end
+        )
+        self._submission = Submission(self._db, store, self._pending, self._completion, self._fail)
+        self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
+        self._blocks = BlockBook(self._db, self._run, self.lease_s)
+        self._order_file = self._write_order()
+        for thread in (self._completion, self._submission, self._heartbeat):
+            thread.start()
+        # Parsl's strategy would request them one strategy period later.
+        super().scale_out_facade(self.provider.init_blocks)
+        self._first_blocks_started = True
+
+    def submit(
+        self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        """Take a call, and return the future of what it returns.
+
+        Raises
+        ------
+        InvalidResources
+            If the resource specification has an unknown key or a wrong value.
+        ImpossibleTask
+            If no block could run the call.
+        NotSerializable
+            If the function or an argument cannot be turned into bytes.
+        """
+        if self._closed:
+            raise RunEnded(f"executor {self.label!r} was shut down: nothing can be called any more")
+        if self.bad_state_is_set:
+            raise self.executor_exception
+        spec = ResourceSpec.parse(resource_specification, self._defaults)
+        self._refuse_impossible(spec)
+        call, body = self._calls.enter(func, spec, args, kwargs)
+        future = TaskFuture(call.key, call.occurrence)
+        if self._calls.was_cancelled(call.key):
+            future.set_exception(TaskCancelled(f"a call like this one of {call.app} was cancelled in this run"))
+            return future
+        self._tasks[future] = future
+        self._submission.put(call, body, future)
+        return future
+
+    def cancel(self, future: Future[Any]) -> bool:
+        """End the task of a future that `submit` returned; return False if it is over already."""
+        if future not in self._tasks or not isinstance(future, TaskFuture):
+            return False
+        self._submission.cancel(future)
+        return True
+
+    def reuse_counts(self) -> ReuseCounts:
+        """Return how many calls were answered from recorded results, attached to waiting or running tasks, or are new."""
+        return self._submission.counts()
+
+    def shutdown(self) -> None:
+        """Record what was submitted, stop local blocks, and give the workflow free. What has not run stays ready."""
+        if self._closed or not hasattr(self, "_run"):  # it never started
+            return super().shutdown()
+        self._closed = True
+        self._submission.close(_SHUTDOWN_S)
+        try:
+            if self.bad_state_is_set:  # Parsl leaves the blocks of such an executor to themselves
+                self._cancel_blocks(self._live_blocks())
+            if isinstance(self.provider, LocalProvider):
+                self._blocks.wait_until_over(_SHUTDOWN_S)
+        except Exception:
+            logger.exception("blocks could not be ended")
+        self._completion.close(_SHUTDOWN_S)
+        for future in list(self._tasks):
+            self._on_end(future, TaskState.READY)
+            self._set_exception(
+                future, RunEnded("the run ended before the task; run the script again with the same workflow to go on")
+            )
+        self._heartbeat.close()
+        try:
+            end_run(self._db, self._run.run_id)
+        except DatabaseUnavailable as error:
+            logger.warning("the end of the run could not be recorded: %s", error)
+        self._db.close()
+        return super().shutdown()
+
+    def outstanding(self) -> int:
+        """Return how many calls wait or run."""
+        return len(self._tasks)
+
+    @property
+    def workers_per_node(self) -> int:
+        """How many one-core tasks run on a node at a time, as far as can be told here."""
+        if self.cores_per_node is not None:
+            return self.cores_per_node
+        if isinstance(self.provider, LocalProvider):
+            return len(os.sched_getaffinity(0))
+        return getattr(self.provider, "cores_per_node", None) or 1
+
+    # What Parsl's poller calls must never raise: it would end the poll, and the scaling of all other executors with it.
+
+    def poll_facade(self) -> None:
+        """Look at the blocks, and request one if work came after the last one had ended for want of it."""
+        try:
+            super().poll_facade()
+            if self.outstanding() and self._ended_idle() and not self.bad_state_is_set:
+                super().scale_out_facade(1)
+        except Exception:
+            logger.exception("blocks could not be looked at")
+
+    def scale_out_facade(self, n: int) -> list[str]:
+        """Request blocks."""
+        if self._first_blocks_started:
+            # The strategy's first request is for the initial blocks, which `start` has made.
+            self._first_blocks_started = False
+            return []
+        try:
+            return super().scale_out_facade(n)  # type: ignore[no-any-return]
+        except Exception:
+            logger.exception("no block could be requested")
+            return []
+
+    def scale_in_facade(self, n: int, max_idletime: float | None = None) -> list[str]:
+        """End blocks, those with the least work first. What runs there becomes ready again, at no cost."""
+        try:
+            return super().scale_in_facade(n)  # type: ignore[no-any-return]
+        except Exception:
+            logger.exception("no block could be ended")
+            return []
+
+    def handle_errors(self, status: dict[str, JobStatus]) -> None:
+        """Judge failing blocks."""
+        try:
+            super().handle_errors(status)
+        except Exception:
+            logger.exception("the block error handler failed")
+
+    def scale_in(self, blocks: int) -> list[str]:
+        """End blocks, those with the least work first; return their ids."""
+        return self._cancel_blocks(self._blocks.least_busy_first(self._live_blocks())[:blocks])
+
+    def set_bad_state_and_fail_all(self, exception: Exception) -> None:
+        """Fail all calls, now and from now on."""
+        logger.error("executor %s fails: %s", self.label, exception)
+        self._executor_exception = exception
+        self._executor_bad_state.set()
+        for future in list(self._tasks):
+            self._tasks.pop(future, None)
+            self._set_exception(future, BadStateException(self, exception))
+
+    def _launch_block(self, block_id: str) -> Any:
+        row = self._blocks.record(block_id)
+        try:
+            job_id = super()._launch_block(block_id)
+        except Exception as error:
+            self._blocks.close(row, f"it could not be requested: {error}")
+            raise
+        self._blocks.note_job(row, str(job_id))
+        return job_id
+
+    def _get_launch_command(self, block_id: str) -> str:
+        return (
+            f"PARSL_WORKER_BLOCK_ID={block_id} exec {shlex.quote(sys.executable)} -m parsl_balsam.launcher "
+            f"{shlex.quote(str(self._order_file))} {self._blocks.row(block_id)}"
+        )
+
+    def _live_blocks(self) -> list[str]:
+        return [block_id for block_id, status in self._status.items() if not status.terminal]
+
+    def _cancel_blocks(self, block_ids: list[str]) -> list[str]:
+        if not block_ids:
+            return []
+        cancelled = self.provider.cancel([self.blocks_to_job_id[block_id] for block_id in block_ids])
+        return [block_id for block_id, done in zip(block_ids, cancelled, strict=True) if done]
+
+    def _ended_idle(self) -> bool:
+        """Tell whether the last block ended by itself. Strategy 'none' would not request another."""
+        states = [status.state for status in self._status.values()]
+        return bool(states) and all(status.terminal for status in self._status.values()) and (
+            JobState.COMPLETED in states
+        )
+
+    def _refuse_impossible(self, spec: ResourceSpec) -> None:
+        if spec.num_nodes > 1 or spec.num_ranks > 1:
+            raise ImpossibleTask(
+                f"num_nodes={spec.num_nodes}, ranks_per_node={spec.ranks_per_node}: this executor's launcher runs tasks of "
+                "one process on one node; use cores_per_rank for threads"
+            )
+        if spec.gpus_per_rank:
+            raise ImpossibleTask(f"gpus_per_rank={spec.gpus_per_rank}: this executor's launcher knows of no GPUs")
+        known = self.cores_per_node is not None or isinstance(self.provider, LocalProvider)
+        if known and spec.cores_on(self.workers_per_node) > self.workers_per_node:
+            raise ImpossibleTask(
+                f"cores_per_rank={spec.cores_per_rank} is more than the {self.workers_per_node} cores of a node"
+            )
+
+    def _write_order(self) -> Path:
+        directory = Path(self.run_dir) / self.label
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "launch.json"
+        order = LaunchOrder(
+            database=self._db.address,
+            workflow_id=self._run.workflow_id,
+            lease_s=self.lease_s,
+            idle_timeout_s=self.idle_timeout_s,
+            cores_per_node=self.cores_per_node,
+            python_path=tuple(os.path.abspath(entry) for entry in sys.path),
+        )
+        # It has the database's password.
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(order.dumps())
+        return path
+
+    def _on_end(self, future: TaskFuture, state: TaskState) -> None:
+        # Parsl's error handler fails all futures that it finds here: out with it before it is completed.
+        self._tasks.pop(future, None)
+        if state is not TaskState.READY:
+            self._calls.note_end(future, state)
+
+    def _fail(self, error: Exception) -> None:
+        self.set_bad_state_and_fail_all(error)
+
+    @staticmethod
+    def _set_exception(future: Future[Any], error: Exception) -> None:
+        try:
+            future.set_exception(error)
+        except InvalidStateError:
+            pass

@@ -1,0 +1,147 @@
+"""Records calls behind the back of ``submit``, as many in one transaction as have come in meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from parsl_balsam.db.connect import Database
+from parsl_balsam.db.tasks import TaskStore, cancel_tasks
+from parsl_balsam.executor.calls import TaskFuture
+from parsl_balsam.executor.completion import Completion
+from parsl_balsam.executor.pending import Pending
+from parsl_balsam.model.errors import DatabaseUnavailable
+from parsl_balsam.model.states import TaskState
+from parsl_balsam.model.tasks import Binding, Bound, Call, FinishedTask
+
+logger = logging.getLogger(__name__)
+
+#: At most so many calls, and so many bytes of arguments, go into one transaction.
+_BATCH_CALLS = 500
+_BATCH_BYTES = 64 * 1024 * 1024
+
+#: Between two tries while the database is away, seconds.
+_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseCounts:
+    """What the calls of a run met in the database."""
+
+    reused: int  #: answered from a recorded result
+    attached: int  #: bound to a task that an earlier run left waiting or running
+    new: int  #: recorded by this run, or made ready again after a failure
+
+
+class Submission(threading.Thread):
+    """The thread that writes calls to the database."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: TaskStore,
+        pending: Pending,
+        completion: Completion,
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        super().__init__(name="balsam-submission", daemon=True)
+        self._database = database
+        self._store = store
+        self._pending = pending
+        self._completion = completion
+        self._on_failure = on_failure
+        self._changed = threading.Condition()
+        self._calls: deque[tuple[Call, bytes, TaskFuture]] = deque()
+        self._cancels: deque[TaskFuture] = deque()
+        self._closing = False
+        self._stored: set[bytes] = set()
+        self._counts = dict.fromkeys(Binding, 0)
+
+    def put(self, call: Call, body: bytes, future: TaskFuture) -> None:
+        """Queue a call. Its arguments are bytes already, so what the script does to them later does no harm."""
+        with self._changed:
+            self._calls.append((call, body, future))
+            self._changed.notify()
+
+    def cancel(self, future: TaskFuture) -> None:
+        """Queue the wish that a task be ended. It is carried out after the calls queued before it are recorded."""
+        with self._changed:
+            self._cancels.append(future)
+            self._changed.notify()
+
+    def counts(self) -> ReuseCounts:
+        """Return what the calls recorded so far met."""
+        count = self._counts
+        return ReuseCounts(
+            count[Binding.REUSED], count[Binding.ATTACHED], count[Binding.NEW] + count[Binding.REOPENED]
+        )
+
+    def close(self, timeout: float) -> None:
+        """Write what is queued, and end; give up after a time, in seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self.join(timeout)
+
+    def run(self) -> None:
+        """Write batches until closed. Never called directly."""
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._calls or self._cancels or self._closing)
+                    batch = self._take_batch()
+                    cancels = [] if self._calls else self._take_cancels()
+                    if not batch and not cancels and self._closing:
+                        return
+                self._until_it_works(self._record, batch)
+                self._until_it_works(self._cancel, cancels)
+        except Exception as error:
+            logger.exception("calls can no longer be recorded")
+            self._on_failure(error)
+
+    def _until_it_works(self, act: Callable[[list[Any]], None], items: list[Any]) -> None:
+        while items:
+            try:
+                return act(items)
+            except DatabaseUnavailable as error:
+                logger.warning("the database does not answer, trying again: %s", error)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._closing, _RETRY_S):
+                        raise
+
+    def _take_batch(self) -> list[tuple[Call, bytes, TaskFuture]]:
+        batch: list[tuple[Call, bytes, TaskFuture]] = []
+        size = 0
+        while self._calls and len(batch) < _BATCH_CALLS and size < _BATCH_BYTES:
+            batch.append(self._calls.popleft())
+            size += len(batch[-1][0].payload)
+        return batch
+
+    def _take_cancels(self) -> list[TaskFuture]:
+        cancels = list(self._cancels)
+        self._cancels.clear()
+        return cancels
+
+    def _record(self, batch: list[tuple[Call, bytes, TaskFuture]]) -> None:
+        bodies = {call.function: body for call, body, _ in batch if call.function not in self._stored}
+        self._pending.begin_recording()
+        bound = self._store.submit([call for call, _, _ in batch], bodies)
+        self._stored.update(bodies)
+        futures = [future for _, _, future in batch]
+        over = self._pending.note([(b.task_id, future) for b, future in zip(bound, futures, strict=True)])
+        for b in bound:
+            self._counts[b.binding] += 1
+        self._completion.hand_over(over, [_finished(b) for b in bound if b.binding is Binding.REUSED])
+
+    def _cancel(self, futures: list[TaskFuture]) -> None:
+        ids = [future.task_id for future in futures if future.task_id is not None and not future.done()]
+        if ids:
+            cancel_tasks(self._database, ids, "user")
+
+
+def _finished(bound: Bound) -> FinishedTask:
+    return FinishedTask(bound.task_id, TaskState.DONE, bound.payload, None, None)
