@@ -141,10 +141,12 @@ def test_unknown_keys_without_a_likeness_show_all_keys(wrong: Any) -> None:
 
 COUNTS = ["num_nodes", "ranks_per_node", "num_ranks", "cores_per_rank", "node_packing_count"]
 LIMITS = ["memory_gb", "walltime_min", "timeout_s"]
-
-
 BAD_COUNTS: list[Any] = [0, -1, True, 1.0, "2", [], 2**40]
 BAD_LIMITS: list[Any] = [-1, -0.5, float("nan"), float("inf"), 10**400, True, "5", 1j]
+BAD_TAGS: list[Any] = ["ab", 5, [1], {"a": 1}, {1: "a"}, {"": "a"}, {"a": "b\0"}]
+BAD_KEYS: list[Any] = ["", "  ", 5, b"k", "a\0b", "\ud800"]
+BAD_LAUNCHES: list[Any] = ["twice", 1, [], "RANKS"]
+BAD_OPTIONS: list[Any] = [5, ["-v"], "a\0b"]
 WRONG: list[tuple[str, Any]] = [
     *[(name, value) for name in COUNTS for value in BAD_COUNTS],
     *[(name, None) for name in ("num_nodes", "num_ranks", "priority", "launch", "launcher_options", "tags")],
@@ -154,10 +156,10 @@ WRONG: list[tuple[str, Any]] = [
     *[(name, value) for name in LIMITS for value in BAD_LIMITS],
     ("memory_gb", 0),
     ("timeout_s", 0),
-    *[("key", value) for value in ("", "  ", 5, b"k", "a\0b", "\ud800")],
-    *[("launch", value) for value in ("twice", 1, [], "RANKS")],
-    *[("launcher_options", value) for value in (5, ["-v"], "a\0b")],
-    *[("tags", value) for value in ("ab", 5, [1], {"a": 1}, {1: "a"}, {"": "a"}, {"a": "b\0"})],
+    *[("key", value) for value in BAD_KEYS],
+    *[("launch", value) for value in BAD_LAUNCHES],
+    *[("launcher_options", value) for value in BAD_OPTIONS],
+    *[("tags", value) for value in BAD_TAGS],
 ]
 
 
