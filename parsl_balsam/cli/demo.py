@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import json
+import os
+import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
-from parsl_balsam.model.errors import BalsamError, ConfigurationError
+from parsl_balsam.db.connect import Database, open_database
+from parsl_balsam.db.history import TaskLine, count_states, list_tasks, open_blocks
+from parsl_balsam.model.errors import BalsamError, ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from parsl_balsam.model.states import TaskState
 
 SCRIPT = Path("examples", "water_scan.py")
 
 #: How often the demo looks how far the script is, seconds.
 LOOK_EVERY_S = 0.2
+
+#: How long a launcher may take to end, seconds.
+LAUNCHER_ENDS_S = 10.0
 
 
 @click.command()
@@ -35,35 +42,61 @@ def demo(directory: Path, grid: str) -> None:
     Runs examples/water_scan.py on a fresh SQLite database, kills it when half of its points are done, starts it again
     and checks that no point was computed twice.
     """
-    console = Console(highlight=False)
-    half = points_of(grid) // 2
+    console = Console(highlight=False, soft_wrap=True)
+    points = points_of(grid)
     script_path = find_script()
     database = fresh_database(directory)
     options = {"--database": database, "--grid": grid, "--directory": str(directory)}
     command = [sys.executable, str(script_path), *chain.from_iterable(options.items())]
 
-    console.rule("First run")
-    with started(command) as script:
-        done = wait_until_done(script, database, half)
-        script.kill()
-        script.wait()
-    # The script had no chance to bring back the cursor that its progress bar hides.
-    console.show_cursor()
-    console.print(f"\n[bold red]Killed the script[/] (kill -9 {script.pid}) with {done} tasks done.")
+    with launchers_ended(database):
+        console.rule("First run")
+        with started(command) as script:
+            done = wait_until_done(script, database, points // 2)
+            script.kill()
+            script.wait()
+        # The script had no chance to bring back the cursor that its progress bar hides.
+        console.show_cursor()
+        console.print(
+            f"\n[bold red]Killed the script[/] (kill -9 {script.pid}) with {done} tasks done. "
+            "Its launcher is a process of its own and works on meanwhile."
+        )
 
-    console.rule("Second run: the same command")
-    with started(command) as script:
-        code = script.wait()
-    if code != 0:
-        raise BalsamError(f"The second run of {SCRIPT} ended with exit code {code}; its messages are above.")
+        console.rule("Second run: the same command")
+        console.print(
+            "What is done by now is answered from recorded results. The other calls re-attach to their tasks: those "
+            "that the first launcher runs are waited for, the rest is left to a new one."
+        )
+        with started(command) as script:
+            code = script.wait()
+        if code != 0:
+            raise BalsamError(f"The second run of {SCRIPT} ended with exit code {code}; its messages are above.")
 
     console.rule("Check")
-    attempts = done_attempts(database)
-    wrong = {task: number for task, number in attempts.items() if number != 1}
+    with opened(database) as tasks_of:
+        console.print(judge(list_tasks(tasks_of), points))
+    console.print(f"See for yourself: parsl-balsam tasks --database {database.removeprefix('sqlite:///')}")
+
+
+def judge(tasks: Sequence[TaskLine], points: int) -> str:
+    """Return what the recorded attempts say about both runs.
+
+    Raises
+    ------
+    BalsamError
+        A task was not computed exactly once.
+    """
+    wrong = {task.id: task.done_attempts for task in tasks if task.done_attempts != 1}
     if wrong:
-        raise BalsamError(f"Of {len(attempts)} tasks, these were not computed exactly once (task: times): {wrong}")
-    console.print(f"[bold green]No point was computed twice:[/] {len(attempts)} tasks, each finished exactly once.")
-    console.print(f"See for yourself: parsl-balsam tasks --database {database}", soft_wrap=True)
+        raise BalsamError(f"Of {len(tasks)} tasks, these were not computed exactly once (task: times): {wrong}")
+    computed = sum(task.app == "energy" for task in tasks)
+    if computed <= points:  # the minimum is one more
+        raise BalsamError(f"Only {computed} energies are recorded, of {points} points and the minimum.")
+    early = sum(task.attempts - task.done_attempts for task in tasks)
+    return (
+        f"[bold green]No point was computed twice:[/] {len(tasks)} tasks, {computed} of them energies, "
+        f"each has exactly one attempt with a result. Attempts that ended early: {early}."
+    )
 
 
 def find_script() -> Path:
@@ -122,6 +155,47 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             script.wait()
 
 
+@contextmanager
+def opened(url: str) -> Iterator[Database]:
+    """Open the database of the demo, which a script has made."""
+    database = open_database(url, create=False)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def launchers_ended(url: str) -> Iterator[None]:
+    """See to it that no launcher outlives the demo: the one of a script that was killed goes on by itself."""
+    try:
+        yield
+    finally:
+        try:
+            with opened(url) as database:
+                end_launchers(database)
+        except (DatabaseUnavailable, SchemaMismatch):  # no script came so far as to make the tables
+            pass
+
+
+def end_launchers(database: Database) -> None:
+    """End the launchers of this host that still work for a database."""
+    for block in open_blocks(database):
+        if block.pid is not None and block.host == platform.node():
+            end_process(block.pid)
+    until = time.monotonic() + LAUNCHER_ENDS_S
+    while any(block.pid is not None for block in open_blocks(database)) and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S)
+
+
+def end_process(pid: int) -> None:
+    """Ask a process to end, if it is still there."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+
+
 def wait_until_done(script: subprocess.Popen[bytes], database: str, enough: int) -> int:
     """Wait until so many tasks are done, and return how many are.
 
@@ -145,22 +219,10 @@ def wait_until_done(script: subprocess.Popen[bytes], database: str, enough: int)
             return done
 
 
-def done_tasks(database: str) -> int:
+def done_tasks(url: str) -> int:
     """Return how many tasks are done; none while the script has not made the tables."""
-    answer = ask("status", "--json", "--database", database)
-    return int(answer["done"]) if answer else 0
-
-
-def done_attempts(database: str) -> dict[int, int]:
-    """Return, for each task, how many of its attempts ended with a result."""
-    tasks = ask("tasks", "--json", "--limit", "0", "--database", database)
-    if not tasks:
-        raise BalsamError(f"No tasks can be read from {database}.")
-    return {task["id"]: task["attempts"] for task in tasks}
-
-
-def ask(*arguments: str) -> Any:
-    """Return what a command of ``parsl-balsam`` answers in JSON, or None where it fails."""
-    program = Path(sys.executable).with_name("parsl-balsam")
-    answer = subprocess.run([program, *arguments], capture_output=True, check=False)
-    return json.loads(answer.stdout) if answer.returncode == 0 else None
+    try:
+        with opened(url) as database:
+            return count_states(database)[TaskState.DONE]
+    except (DatabaseUnavailable, SchemaMismatch):
+        return 0

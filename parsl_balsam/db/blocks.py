@@ -29,7 +29,7 @@ class BlockStatus:
 def record_block(database: Database, workflow_id: int, run_id: int, name: str, lease_s: float) -> int:
     """Record a block before it is requested; return its id."""
     with database.begin() as connection:
-        return connection.execute(
+        recorded = connection.execute(
             blocks.insert()
             .values(
                 workflow_id=workflow_id,
@@ -41,7 +41,8 @@ def record_block(database: Database, workflow_id: int, run_id: int, name: str, l
                 lease_s=lease_s,
             )
             .returning(blocks.c.id)
-        ).scalar_one()
+        )
+        return int(recorded.scalar_one())
 
 
 def record_job(database: Database, block_id: int, job_id: str) -> None:
@@ -119,9 +120,7 @@ def reap(database: Database) -> list[int]:
 def statuses(database: Database, block_ids: list[int]) -> list[BlockStatus]:
     """Return what the database knows of some blocks."""
     with database.read() as connection:
-        held = (
-            select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
-        )
+        held = select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
         rows = connection.execute(
             select(blocks.c.id, blocks.c.name, blocks.c.state, held.label("held")).where(blocks.c.id.in_(block_ids))
         )
@@ -134,10 +133,19 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
     )
     at = now(connection)
     held = connection.execute(
-        select(tasks.c.id, tasks.c.attempts, tasks.c.token, tasks.c.state, tasks.c.cancel_requested,
-               attempts.c.host, attempts.c.started_at)
+        select(
+            tasks.c.id,
+            tasks.c.attempts,
+            tasks.c.token,
+            tasks.c.state,
+            tasks.c.cancel_requested,
+            attempts.c.host,
+            attempts.c.started_at,
+        )
         .join(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
         .where(tasks.c.block_id == block_id)
+        .order_by(tasks.c.id)
+        .with_for_update(of=tasks)  # a cancellation must not come between this and what is decided by it
     ).all()
     if state is BlockState.ENDED:
         waiting = [row.id for row in held if row.state == TaskState.ASSIGNED.value and not row.cancel_requested]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, tuple_
 
 from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.endings import record_ends, unclaim
@@ -17,6 +17,7 @@ from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
 from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, ClaimedTask
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -41,9 +42,7 @@ class ClaimStore:
         self._block_id = block_id
         self._who = f"block {block_id}"
 
-    def exchange(
-        self, starts: Sequence[AttemptStart], ends: Sequence[AttemptEnd], want: int, nodes: int
-    ) -> Exchange:
+    def exchange(self, starts: Sequence[AttemptStart], ends: Sequence[AttemptEnd], want: int, nodes: int) -> Exchange:
         """Renew the lease, record what started and ended, and claim up to `want` tasks of up to `nodes` nodes.
 
         It may be repeated when its outcome is unknown: what was written already is not written again, and
@@ -56,6 +55,14 @@ class ClaimStore:
         """
         with self._database.begin() as connection:
             superseded = self._renew(connection)
+            if starts and ends:
+                # All at once and by id: whoever locked some of them before the others could wait in a circle.
+                connection.execute(
+                    select(tasks.c.id)
+                    .where(tasks.c.id.in_([*(start.task_id for start in starts), *(end.task_id for end in ends)]))
+                    .order_by(tasks.c.id)
+                    .with_for_update()
+                )
             written = record_ends(connection, self._workflow_id, ends, self._who)
             self._record_starts(connection, starts)
             claimed = [] if superseded or not want else self._claim(connection, want, nodes)
@@ -64,7 +71,7 @@ class ClaimStore:
                     select(tasks.c.id).where(tasks.c.block_id == self._block_id, tasks.c.cancel_requested)
                 ).scalars()
             )
-            wait = self._next_ready(connection) if want > len(claimed) and not superseded else None
+            wait = self._next_ready(connection, nodes) if want > len(claimed) and not superseded else None
             if written:
                 notify(connection, self._workflow_id, Topic.FINISHED)
             if any(end.outcome is not Outcome.DONE for end in written):
@@ -80,20 +87,38 @@ class ClaimStore:
             return {bytes(row.digest): bytes(row.body) for row in rows}
 
     def release_strays(self, known: Iterable[int]) -> int:
-        """Make tasks ready again that this block holds in the database and its launcher knows nothing of.
+        """Give back tasks that this block has claimed and its launcher knows nothing of; return how many.
 
-        A claim whose commit was done but never acknowledged leaves such tasks.
+        A claim whose commit was done but never acknowledged leaves such tasks. None of them has started.
+
+        Raises
+        ------
+        LeaseLost
+            If the block was reaped. Nothing was written.
         """
         with self._database.begin() as connection:
             self._renew(connection)
             strays = connection.execute(
-                select(tasks.c.id)
-                .where(tasks.c.block_id == self._block_id, tasks.c.id.not_in(list(known)))
+                select(tasks.c.id, tasks.c.attempts, tasks.c.token, tasks.c.cancel_requested)
+                .where(
+                    tasks.c.block_id == self._block_id,
+                    tasks.c.state == TaskState.ASSIGNED.value,
+                    tasks.c.id.not_in(list(known)),
+                )
+                .order_by(tasks.c.id)
                 .with_for_update()
-            ).scalars()
-            ids = list(strays)
-            unclaim(connection, ids, self._who, "its claim was not acknowledged")
-        return len(ids)
+            ).all()
+            wanted = [row.id for row in strays if not row.cancel_requested]
+            unclaim(connection, wanted, self._who, "its claim was not acknowledged")
+            unwanted = [
+                AttemptEnd(row.id, row.attempts, row.token, Outcome.CANCELLED) for row in strays if row.cancel_requested
+            ]
+            record_ends(connection, self._workflow_id, unwanted, self._who)
+            if wanted:
+                notify(connection, self._workflow_id, Topic.WORK)
+            if unwanted:
+                notify(connection, self._workflow_id, Topic.FINISHED)
+        return len(strays)
 
     def _renew(self, connection: Connection) -> bool:
         """Renew the lease and lock it, so that nobody reaps the block before this transaction ends."""
@@ -138,17 +163,15 @@ class ClaimStore:
                 for start in mine
             ],
         )
-        _log(connection, ((start.task_id, f"attempt {start.number}") for start in mine), at, TaskState.RUNNING, self._who)
+        _log(
+            connection, ((start.task_id, f"attempt {start.number}") for start in mine), at, TaskState.RUNNING, self._who
+        )
 
     def _claim(self, connection: Connection, want: int, nodes: int) -> list[ClaimedTask]:
-        current = select(workflows.c.current_run).where(workflows.c.id == self._workflow_id).scalar_subquery()
         picked = (
             select(tasks.c.id)
             .where(
-                tasks.c.workflow_id == self._workflow_id,
-                tasks.c.run_id == current,
-                tasks.c.state == TaskState.READY.value,
-                tasks.c.nodes <= nodes,
+                *self._claimable(nodes),
                 or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= clock()),
             )
             .order_by(tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
@@ -190,10 +213,7 @@ class ClaimStore:
         at = now(connection)
         connection.execute(
             attempts.insert(),
-            [
-                {"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at}
-                for row in rows
-            ],
+            [{"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at} for row in rows],
         )
         _log(connection, ((row.id, f"attempt {row.attempts}") for row in rows), at, TaskState.ASSIGNED, self._who)
         return [
@@ -210,20 +230,24 @@ class ClaimStore:
             for row in rows
         ]
 
-    def _next_ready(self, connection: Connection) -> float | None:
+    def _next_ready(self, connection: Connection, nodes: int) -> float | None:
         due = connection.execute(
-            select(func.min(tasks.c.ready_at) - clock()).where(
-                tasks.c.workflow_id == self._workflow_id,
-                tasks.c.state == TaskState.READY.value,
-                tasks.c.ready_at.is_not(None),
-            )
+            select(func.min(tasks.c.ready_at) - clock()).where(*self._claimable(nodes), tasks.c.ready_at.is_not(None))
         ).scalar()
         return None if due is None else max(0.0, float(due))
 
+    def _claimable(self, nodes: int) -> tuple[ColumnElement[bool], ...]:
+        """Say which tasks this block may claim, now or when they are due."""
+        current = select(workflows.c.current_run).where(workflows.c.id == self._workflow_id).scalar_subquery()
+        return (
+            tasks.c.workflow_id == self._workflow_id,
+            tasks.c.run_id == current,
+            tasks.c.state == TaskState.READY.value,
+            tasks.c.nodes <= nodes,
+        )
 
-def _log(
-    connection: Connection, changes: Iterable[tuple[int, str]], at: float, state: TaskState, who: str
-) -> None:
+
+def _log(connection: Connection, changes: Iterable[tuple[int, str]], at: float, state: TaskState, who: str) -> None:
     rows: list[dict[str, Any]] = [
         {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id, why in changes
     ]

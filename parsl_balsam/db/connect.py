@@ -26,14 +26,24 @@ SQLITE_BUSY_S = 30
 #: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
 POSTGRES_IDLE_IN_TRANSACTION_S = 20
 
-#: How libpq and the server say that nobody at all can use the database now.
+#: How libpq and the server say that nobody at all can use the database now. The end of one connection does not: others
+#: may still be served.
 _DOWN_SIGNS = (
     "Connection refused",
     "the database system is starting up",
     "the database system is shutting down",
-    "terminating connection due to administrator command",
-    "server closed the connection unexpectedly",
 )
+
+#: Options of every connection to PostgreSQL. The last four notice within half a minute that the server's node is gone.
+POSTGRES_OPTIONS = {
+    "connect_timeout": 10,
+    "application_name": "parsl-balsam",
+    "options": f"-c idle_in_transaction_session_timeout={POSTGRES_IDLE_IN_TRANSACTION_S * 1000}",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 
 #: Serialises the making of the tables. Any constant will do, as long as it is ours.
 _CREATE_LOCK = 0x62616C73616D
@@ -108,7 +118,7 @@ class Database:
 
 def now(connection: Connection) -> float:
     """Return the database's clock."""
-    return connection.execute(select(clock())).scalar_one()
+    return float(connection.execute(select(clock())).scalar_one())
 
 
 def open_database(where: str | Path, *, create: bool = True) -> Database:
@@ -132,10 +142,8 @@ def open_database(where: str | Path, *, create: bool = True) -> Database:
         If its tables are of another version.
     """
     url = resolve(where)
-    if url.get_backend_name() == "sqlite":
-        engine = _sqlite_engine(url, create)
-    else:
-        engine = _postgres_engine(url)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    engine = _sqlite_engine(url, create) if is_sqlite else _postgres_engine(url)
     database = Database(url, engine)
     try:
         _check_schema(database, create)
@@ -165,14 +173,21 @@ def resolve(where: str | Path) -> URL:
     try:
         url = make_url(str(where))
         backend = url.get_backend_name()
-    except (ArgumentError, NoSuchModuleError):
+    except (ArgumentError, NoSuchModuleError, ValueError):  # ValueError: a port that is no number
         backend = "unreadable"
     if backend == "sqlite":
         if url.database in (None, "", ":memory:"):
-            raise ConfigurationError("an SQLite database must be a file, such as sqlite:///balsam.db: tasks outlive a run")
+            raise ConfigurationError(
+                "an SQLite database must be a file, such as sqlite:///balsam.db: tasks outlive a run"
+            )
         return url.set(drivername="sqlite", database=str(Path(str(url.database)).absolute()))
     if backend == "postgresql":
-        return url.set(drivername="postgresql+psycopg2")
+        url = url.set(drivername="postgresql+psycopg2")
+        if isinstance(
+            password := url.query.get("password"), str
+        ):  # libpq takes it there too, but there it would be shown
+            url = url.set(password=password).difference_update_query(["password"])
+        return url
     raise ConfigurationError(
         "the database URL cannot be used: it must start with sqlite:/// or postgresql://, as in "
         "sqlite:///balsam.db or postgresql://user:password@host:5432/name"
@@ -199,7 +214,7 @@ def _sqlite_engine(url: URL, create: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # IMMEDIATE, since a transaction that reads first and writes later fails with "database is locked" without waiting.
+        # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
         read_only = connection.get_execution_options().get("balsam_read_only")
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
@@ -212,15 +227,7 @@ def _postgres_engine(url: URL) -> Engine:
         pool_size=2,
         pool_pre_ping=True,
         executemany_mode="values_plus_batch",
-        connect_args={
-            "connect_timeout": 10,
-            "application_name": "parsl-balsam",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-            "options": f"-c idle_in_transaction_session_timeout={POSTGRES_IDLE_IN_TRANSACTION_S * 1000}",
-        },
+        connect_args=POSTGRES_OPTIONS,
     )
 
 
@@ -249,7 +256,9 @@ def _check_schema(database: Database, create: bool) -> None:
                         f"{shown} has tables of the same names that are not parsl-balsam's: use another database"
                     )
                 if not create:
-                    raise SchemaMismatch(f"{shown} has no parsl-balsam tables: check the name, or run a workflow on it first")
+                    raise SchemaMismatch(
+                        f"{shown} has no parsl-balsam tables: check the name, or run a workflow on it first"
+                    )
                 metadata.create_all(connection)
                 connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
                 return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from parsl_balsam.db.connect import now
 from parsl_balsam.db.schema import attempts, events, results, runs, tasks, workflows
@@ -61,12 +61,13 @@ def record_ends(connection: Connection, workflow_id: int, ends: Sequence[Attempt
 
 def next_finish(connection: Connection, workflow_id: int) -> int:
     """Return the number for tasks that this transaction ends. Runs follow these numbers to learn what is over."""
-    return connection.execute(
+    raised = (
         workflows.update()
         .where(workflows.c.id == workflow_id)
         .values(last_finish=workflows.c.last_finish + 1)
         .returning(workflows.c.last_finish)
-    ).scalar_one()
+    )
+    return int(connection.execute(raised).scalar_one())
 
 
 def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str) -> None:
@@ -88,7 +89,7 @@ def _event(task_id: int, at: float, state: TaskState, who: str, why: str) -> dic
     return {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why}
 
 
-def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
+def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
     """Read the tasks and keep others from changing them until this transaction ends."""
     rows = connection.execute(
         select(
@@ -108,14 +109,12 @@ def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Row[Any]]:
     return {row.id: row for row in rows}
 
 
-def _holds(row: Row[Any] | None, end: AttemptEnd) -> bool:
-    return (
-        row is not None and row.token == end.token and row.attempts == end.number and TaskState(row.state) in HELD
-    )
+def _holds(row: Any, end: AttemptEnd) -> bool:
+    return row is not None and row.token == end.token and row.attempts == end.number and TaskState(row.state) in HELD
 
 
 def _verdicts(
-    connection: Connection, ends: Sequence[AttemptEnd], held: dict[int, Row[Any]], at: float
+    connection: Connection, ends: Sequence[AttemptEnd], held: dict[int, Any], at: float
 ) -> dict[int, _Verdict]:
     verdicts: dict[int, _Verdict] = {}
     undecided: list[AttemptEnd] = []
@@ -123,7 +122,7 @@ def _verdicts(
         if end.outcome is Outcome.DONE:
             verdicts[end.task_id] = _Verdict(TaskState.DONE, f"attempt {end.number}")
         elif end.hopeless:
-            verdicts[end.task_id] = _Verdict(TaskState.FAILED, end.error or "it cannot be run")
+            verdicts[end.task_id] = _Verdict(TaskState.FAILED, storable(end.error) or "it cannot be run")
         elif end.outcome is Outcome.CANCELLED or held[end.task_id].cancel_requested:
             verdicts[end.task_id] = _Verdict(TaskState.CANCELLED, "cancelled by the user")
         else:
@@ -178,9 +177,7 @@ def _write_tasks(connection: Connection, workflow_id: int, verdicts: dict[int, _
         by_state[verdict.state].append(task_id)
     again = by_state.pop(TaskState.READY, [])
     if again:
-        connection.execute(
-            _READY_AGAIN, [{"t": task_id, "due": verdicts[task_id].ready_at} for task_id in again]
-        )
+        connection.execute(_READY_AGAIN, [{"t": task_id, "due": verdicts[task_id].ready_at} for task_id in again])
     # After the tasks: whoever ends tasks locks their rows first and the counter last, so nobody waits in a circle.
     if by_state:
         finish = next_finish(connection, workflow_id)
@@ -194,7 +191,7 @@ def _write_tasks(connection: Connection, workflow_id: int, verdicts: dict[int, _
 
 def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any]:
     error = end.error
-    if end.outcome is not Outcome.DONE and not end.hopeless and verdict.state is TaskState.FAILED and end.payload is None:
+    if verdict.state is TaskState.FAILED and not end.hopeless and end.payload is None:
         error = f"{error or end.outcome.value}; {verdict.why}"
     return {
         "t": end.task_id,
@@ -208,14 +205,15 @@ def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any
         "signal": end.signal,
         "peak_memory": end.usage.peak_memory,
         "cpu_time": end.usage.cpu_time,
-        "error": _storable(error),
-        "output": _storable(end.output),
-        "stderr_tail": _storable(end.stderr_tail),
+        "error": storable(error),
+        "output": storable(end.output),
+        "stderr_tail": storable(end.stderr_tail),
     }
 
 
-def _storable(text: str | None) -> str | None:
-    # PostgreSQL's text takes neither NUL nor lone surrogates, and programs print both.
+def storable(text: str | None) -> str | None:
+    """Return a text without what cannot be stored."""
+    # PostgreSQL takes neither NUL nor lone surrogates; programs print both, and names of files have the latter.
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from parsl_balsam.db.connect import Database, clock
@@ -49,8 +50,8 @@ def begin_run(
 ) -> Run:
     """Make a process the only driver of a workflow.
 
-    A driver known to be dead is succeeded at once. One that cannot be looked at, on another host, is given the rest of its
-    lease to show that it lives.
+    A driver known to be dead is succeeded at once. One that cannot be looked at, on another host, is given the rest of
+    its lease to show that it lives.
 
     Raises
     ------
@@ -82,9 +83,7 @@ def renew_run(database: Database, run_id: int, lease_s: float) -> None:
     """
     with database.begin() as connection:
         renewed = connection.execute(
-            runs.update()
-            .where(runs.c.id == run_id, runs.c.ended_at.is_(None))
-            .values(lease_until=clock() + lease_s)
+            runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(lease_until=clock() + lease_s)
         )
         if renewed.rowcount != 1:
             raise WorkflowLost("another run took this workflow over while this one was not heard of")
@@ -93,17 +92,16 @@ def renew_run(database: Database, run_id: int, lease_s: float) -> None:
 def end_run(database: Database, run_id: int) -> None:
     """Record that a run is over."""
     with database.begin() as connection:
-        connection.execute(
-            runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(ended_at=clock())
-        )
+        connection.execute(runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(ended_at=clock()))
 
 
-def _workflow(connection: Connection, name: str, label: str) -> Row[tuple[int, int, int]]:
+def _workflow(connection: Connection, name: str, label: str) -> Any:
     """Read the workflow's row, made if missing, and lock it until this transaction ends."""
     query = (
         select(workflows.c.id, workflows.c.current_run, workflows.c.last_finish)
         .where(workflows.c.name == name, workflows.c.label == label)
-        .with_for_update()
+        # KEY SHARE: the run before may be recording tasks, which refer to this row: it is waited for, so never blocked.
+        .with_for_update(key_share=True)
     )
     row = connection.execute(query).first()
     if row is None:
@@ -116,19 +114,19 @@ def _workflow(connection: Connection, name: str, label: str) -> Row[tuple[int, i
     return row
 
 
-def _holder(connection: Connection, run_id: int | None) -> Row[tuple[object, ...]] | None:
+def _holder(connection: Connection, run_id: int | None) -> Any:
     return connection.execute(
         select(runs).where(runs.c.id == run_id, runs.c.ended_at.is_(None), runs.c.lease_until > clock())
     ).first()
 
 
-def _driver(row: Row[tuple[object, ...]]) -> Driver:
+def _driver(row: Any) -> Driver:
     return Driver(row.host, row.host_key, row.pid, row.pid_started)
 
 
 def _take_over(
     connection: Connection,
-    workflow: Row[tuple[int, int, int]],
+    workflow: Any,
     parsl_run_id: str,
     driver: Driver,
     policy: RetryPolicy,
@@ -157,8 +155,8 @@ def _take_over(
     return Run(run_id, workflow.id, workflow.last_finish)
 
 
-def _busy(name: str, label: str, holder: Row[tuple[object, ...]]) -> str:
-    started = datetime.fromtimestamp(float(str(holder.started_at)), timezone.utc)
+def _busy(name: str, label: str, holder: Any) -> str:
+    started = datetime.fromtimestamp(holder.started_at, timezone.utc)
     return (
         f"workflow {name!r} (executor {label!r}) is driven by process {holder.pid} on {holder.host} since "
         f"{started:%Y-%m-%d %H:%M:%S} UTC: wait for it or end it, or use another workflow name"

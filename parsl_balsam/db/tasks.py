@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select, tuple_
+from sqlalchemy import Connection, bindparam, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.connect import Database, now
-from parsl_balsam.db.endings import next_finish
+from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.schema import arguments, attempts, events, functions, results, runs, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
@@ -52,7 +52,8 @@ class TaskStore:
             if bodies:
                 connection.execute(
                     _insert(connection, functions).on_conflict_do_nothing(),
-                    [{"digest": digest, "body": body} for digest, body in bodies.items()],
+                    # In order: two runs that store the same functions would otherwise wait for each other.
+                    [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())],
                 )
             at = now(connection)
             bound = self._insert_new(connection, calls, at)
@@ -77,9 +78,7 @@ class TaskStore:
             rows = connection.execute(
                 select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
                 .outerjoin(results, results.c.task_id == tasks.c.id)
-                .outerjoin(
-                    attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts)
-                )
+                .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
                 .where(tasks.c.id.in_(ids), tasks.c.state.in_(_FINISHED))
             ).all()
         return [
@@ -90,11 +89,9 @@ class TaskStore:
         ]
 
     def _fence(self, connection: Connection) -> None:
-        # FOR SHARE: the run that takes over must update this row first, so it cannot do so before this transaction ends.
+        # FOR SHARE: the run that takes over must update this row first, so it waits until this transaction ends.
         alive = connection.execute(
-            select(runs.c.id)
-            .where(runs.c.id == self._run_id, runs.c.ended_at.is_(None))
-            .with_for_update(read=True)
+            select(runs.c.id).where(runs.c.id == self._run_id, runs.c.ended_at.is_(None)).with_for_update(read=True)
         ).first()
         if alive is None:
             raise WorkflowLost(
@@ -156,16 +153,14 @@ class TaskStore:
             _reopen(connection, reopen)
             self._log(connection, reopen, at, TaskState.READY, "called again")
         if adopt or reopen:
-            connection.execute(
-                tasks.update().where(tasks.c.id.in_(adopt + reopen)).values(run_id=self._run_id)
-            )
+            connection.execute(tasks.update().where(tasks.c.id.in_(adopt + reopen)).values(run_id=self._run_id))
         if revise:
-            # The call may have other limits, priorities or log files this time; who has not started goes by the new ones.
+            # The call may have other limits, priority or log files this time; who has not started goes by the new ones.
             connection.execute(_REVISE_TASK, [{"t": task_id, **_revisable(call)} for task_id, call in revise])
             connection.execute(_REVISE_ARGUMENTS, [{"t": task_id, "payload": call.payload} for task_id, call in revise])
         return bound
 
-    def _existing(self, connection: Connection, calls: Sequence[Call]) -> Iterable[Row[Any]]:
+    def _existing(self, connection: Connection, calls: Sequence[Call]) -> Iterable[Any]:
         return connection.execute(
             select(tasks.c.id, tasks.c.key, tasks.c.occurrence, tasks.c.state, results.c.payload)
             .outerjoin(results, results.c.task_id == tasks.c.id)
@@ -173,6 +168,7 @@ class TaskStore:
                 tasks.c.workflow_id == self._workflow_id,
                 tuple_(tasks.c.key, tasks.c.occurrence).in_([_identity(call) for call in calls]),
             )
+            .order_by(tasks.c.id)
             .with_for_update(of=tasks)
         )
 
@@ -200,9 +196,7 @@ def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, 
             connection.execute(
                 tasks.update()
                 .where(tasks.c.id.in_(mine))
-                .values(
-                    state=TaskState.CANCELLED.value, finished_at=at, finish=next_finish(connection, workflow_id)
-                )
+                .values(state=TaskState.CANCELLED.value, finished_at=at, finish=next_finish(connection, workflow_id))
             )
             _log_events(connection, mine, at, TaskState.CANCELLED, who, "cancelled by the user")
         connection.execute(
@@ -244,7 +238,7 @@ def tasks_in_state(database: Database, state: TaskState) -> list[int]:
         return list(connection.execute(select(tasks.c.id).where(tasks.c.state == state.value)).scalars())
 
 
-def _known(connection: Connection, ids: Sequence[int]) -> Sequence[Row[Any]]:
+def _known(connection: Connection, ids: Sequence[int]) -> Sequence[Any]:
     rows = connection.execute(
         select(tasks.c.id, tasks.c.workflow_id, tasks.c.state)
         .where(tasks.c.id.in_(ids))
@@ -291,14 +285,12 @@ def _revisable(call: Call) -> dict[str, Any]:
         "priority": call.spec.priority,
         "nodes": call.spec.num_nodes,
         "spec": json.dumps(spec) if spec else None,
-        "stdout": call.stdout,
-        "stderr": call.stderr,
+        "stdout": storable(call.stdout),
+        "stderr": storable(call.stderr),
     }
 
 
-def _log_events(
-    connection: Connection, ids: Iterable[int], at: float, state: TaskState, who: str, why: str
-) -> None:
+def _log_events(connection: Connection, ids: Iterable[int], at: float, state: TaskState, who: str, why: str) -> None:
     connection.execute(
         events.insert(),
         [{"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id in ids],
@@ -310,6 +302,4 @@ _REVISE_TASK = (
     .where(tasks.c.id == bindparam("t"))
     .values({name: bindparam(name) for name in ("function", "priority", "nodes", "spec", "stdout", "stderr")})
 )
-_REVISE_ARGUMENTS = (
-    arguments.update().where(arguments.c.task_id == bindparam("t")).values(payload=bindparam("payload"))
-)
+_REVISE_ARGUMENTS = arguments.update().where(arguments.c.task_id == bindparam("t")).values(payload=bindparam("payload"))

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, func
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects import sqlite
 
-from parsl_balsam.db.connect import Database
+from parsl_balsam.db.connect import POSTGRES_OPTIONS, Database
 from parsl_balsam.db.schema import notices
+from parsl_balsam.model.errors import DatabaseUnavailable
 
 #: SQLite has no notifications: its change counter is read this often, seconds. The first figure holds right after a
 #: change, the second after a long quiet time; between them the interval is a twentieth of the quiet time.
@@ -97,7 +98,13 @@ class Wakeup(ABC):
 
 
 def listen(database: Database, workflow_id: int, topic: Topic) -> Wakeup:
-    """Start to listen. Changes committed after this returns end the next `Wakeup.wait`."""
+    """Start to listen. Changes committed after this returns end the next `Wakeup.wait`.
+
+    Raises
+    ------
+    DatabaseUnavailable
+        If the database server is away.
+    """
     if database.is_sqlite:
         return _SqliteWakeup(str(database.url.database), workflow_id, topic)
     return _PostgresWakeup(database, _channel(workflow_id, topic))
@@ -163,19 +170,15 @@ class _PostgresWakeup(Wakeup):
 
     def _connect(self) -> None:
         url = self._database.url
-        connection = psycopg2.connect(
-            host=url.host,
-            port=url.port,
-            user=url.username,
-            password=url.password,
-            dbname=url.database,
-            connect_timeout=10,
-            application_name="parsl-balsam wakeup",
-            **dict(url.query),
-        )
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(f'LISTEN "{self._channel}"')
+        arguments, options = self._database.engine.dialect.create_connect_args(url)
+        options.update(POSTGRES_OPTIONS, application_name="parsl-balsam wakeup")
+        try:
+            connection = psycopg2.connect(*arguments, **options)
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(f'LISTEN "{self._channel}"')
+        except psycopg2.Error as error:
+            raise DatabaseUnavailable(f"{url.render_as_string()}: {str(error).strip()}") from error
         self._connection = connection
 
     def wait(self, timeout: float, bell: Bell) -> None:
@@ -189,7 +192,7 @@ class _PostgresWakeup(Wakeup):
                     bell.silence()
                 self._connection.poll()
             self._connection.notifies.clear()
-        except psycopg2.Error:
+        except (psycopg2.Error, DatabaseUnavailable):
             self.close()
             if select.select([bell], [], [], min(timeout, _RECONNECT_S))[0]:
                 bell.silence()

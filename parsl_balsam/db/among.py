@@ -1,0 +1,56 @@
+"""``column IN (many values)`` as one statement, whatever their number.
+
+A list of bound values makes a new statement for every length, which both the driver and the database then prepare and keep.
+Here the list is one value: an array on PostgreSQL, a JSON text on SQLite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import BindParameter, Boolean, ColumnElement, Dialect, bindparam
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import InternalTraversal
+from sqlalchemy.types import Text, TypeDecorator
+
+
+class _Values(TypeDecorator[list[int]]):
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: list[int] | None, dialect: Dialect) -> Any:
+        return json.dumps(value) if dialect.name == "sqlite" else value
+
+
+class _Among(ColumnElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+    _traverse_internals = [
+        ("column", InternalTraversal.dp_clauseelement),
+        ("values", InternalTraversal.dp_clauseelement),
+    ]
+
+    def __init__(self, column: ColumnElement[int], values: BindParameter[list[int]]) -> None:
+        self.column = column
+        self.values = values
+
+
+def among(column: ColumnElement[int], values: Iterable[int]) -> ColumnElement[bool]:
+    """Return the condition that an integer column has one of these values."""
+    return _Among(column, bindparam(None, list(values), type_=_Values(), unique=True))
+
+
+@compiles(_Among, "sqlite")
+def _sqlite(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
+    return (
+        f"({compiler.process(element.column, **kw)} IN "
+        f"(SELECT value FROM json_each({compiler.process(element.values, **kw)})))"
+    )
+
+
+@compiles(_Among, "postgresql")
+def _postgresql(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(element.column, **kw)} = ANY({compiler.process(element.values, **kw)}::bigint[]))"

@@ -1,0 +1,413 @@
+"""What people ask of the database: how far a workflow is, what became of a task, what happened since. It only reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, or_, select
+
+from parsl_balsam.db.connect import Database, clock
+from parsl_balsam.db.runs import Driver
+from parsl_balsam.db.schema import arguments, attempts, blocks, events, results, runs, tasks, workflows
+from parsl_balsam.model.errors import ConfigurationError, TaskNotFound
+from parsl_balsam.model.states import BlockState, Outcome, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLine:
+    """One task in a list of many."""
+
+    id: int
+    workflow: str
+    app: str
+    state: TaskState
+    attempts: int  #: how many were made, the present one included
+    done_attempts: int  #: how many of them ended with a result: more than one would be a defect
+    nodes: int
+    submitted_at: float  #: seconds since the epoch
+    run_time_s: float | None  #: of the last attempt, so far if it still runs; None if it never started
+    error: str | None  #: last line of the last attempt's error
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt at a task. Times are in seconds since the epoch."""
+
+    number: int
+    block_id: int
+    block: str  #: Parsl's block id, unique within its run only
+    job_id: str | None  #: of the batch system, or of Parsl's provider
+    host: str | None
+    cores: str | None  #: their numbers on the host, separated by commas
+    claimed_at: float
+    started_at: float | None
+    ended_at: float | None
+    outcome: Outcome | None  #: None while it goes on
+    exit_code: int | None
+    signal: int | None
+    peak_memory: int | None  #: bytes
+    cpu_time: float | None  #: seconds
+    error: str | None  #: traceback, or what the launcher knows
+    output: str | None  #: the last of what it printed
+    stderr_tail: str | None  #: the last of the file its stderr was redirected to
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of a task's state."""
+
+    id: int
+    task_id: int
+    at: float  #: seconds since the epoch
+    state: TaskState  #: the new one
+    who: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """All there is to know about one task. Times are in seconds since the epoch."""
+
+    id: int
+    workflow: str
+    executor: str  #: its label
+    run_id: int  #: the last run that asked for it
+    app: str
+    key: str  #: what the call is, hexadecimal
+    occurrence: int  #: how many calls with this key came before it in its run
+    function: str  #: digest of the stored function, hexadecimal
+    state: TaskState
+    cancel_requested: bool
+    priority: int
+    nodes: int
+    spec: dict[str, Any]  #: what its resource specification says differently from a plain task
+    stdout: str | None  #: where the user redirected it to
+    stderr: str | None
+    submitted_at: float
+    ready_at: float | None  #: not to be tried again before this
+    finished_at: float | None
+    budget_from: int  #: attempts up to this number belong to budgets already spent
+    arguments_size: int | None  #: bytes
+    result_size: int | None  #: bytes
+    attempts: tuple[AttemptRecord, ...]
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlock:
+    """A block that is requested or runs. Times are in seconds since the epoch."""
+
+    id: int
+    workflow: str
+    name: str  #: Parsl's block id, unique within its run only
+    job_id: str | None
+    state: BlockState
+    host: str | None
+    pid: int | None  #: of its launcher
+    requested_at: float
+    started_at: float | None
+    held: int  #: tasks its launcher has claimed and not ended
+    lease_left_s: float | None  #: time until its tasks are taken back if it is not heard of; None before it starts
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that has not ended, as far as the database knows."""
+
+    id: int
+    workflow: str
+    executor: str  #: its label
+    driver: Driver
+    started_at: float  #: seconds since the epoch
+
+
+def count_states(database: Database, workflow: str | None = None) -> dict[TaskState, int]:
+    """Return how many tasks are in each state.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    with database.read() as connection:
+        rows = connection.execute(
+            select(tasks.c.state, func.count())
+            .where(*_of_workflow(connection, workflow, tasks.c.workflow_id))
+            .group_by(tasks.c.state)
+        ).all()
+    found = {TaskState(state): count for state, count in rows}
+    return {state: found.get(state, 0) for state in TaskState}
+
+
+def list_tasks(
+    database: Database,
+    *,
+    state: TaskState | None = None,
+    app: str | None = None,
+    workflow: str | None = None,
+    limit: int | None = None,
+) -> list[TaskLine]:
+    """Return tasks, those recorded last first.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    done_attempts = (
+        select(func.count())
+        .where(attempts.c.task_id == tasks.c.id, attempts.c.outcome == Outcome.DONE.value)
+        .correlate(tasks)
+        .scalar_subquery()
+    )
+    query = (
+        select(
+            tasks.c.id,
+            workflows.c.name.label("workflow"),
+            tasks.c.app,
+            tasks.c.state,
+            tasks.c.attempts,
+            done_attempts.label("done_attempts"),
+            tasks.c.nodes,
+            tasks.c.submitted_at,
+            (func.coalesce(attempts.c.ended_at, clock()) - attempts.c.started_at).label("run_time_s"),
+            attempts.c.error,
+        )
+        .join(workflows, workflows.c.id == tasks.c.workflow_id)
+        .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
+        .order_by(tasks.c.id.desc())
+        .limit(limit)
+    )
+    if state is not None:
+        query = query.where(tasks.c.state == state.value)
+    if app is not None:
+        query = query.where(tasks.c.app == app)
+    with database.read() as connection:
+        query = query.where(*_of_workflow(connection, workflow, tasks.c.workflow_id))
+        return [
+            TaskLine(**{**row, "state": TaskState(row["state"]), "error": _last_line(row["error"])})
+            for row in connection.execute(query).mappings()
+        ]
+
+
+def read_task(database: Database, task_id: int) -> TaskRecord:
+    """Return one task with its whole history.
+
+    Raises
+    ------
+    TaskNotFound
+        If it does not exist.
+    """
+    with database.read() as connection:
+        found = (
+            connection.execute(
+                select(
+                    tasks.c.id,
+                    workflows.c.name.label("workflow"),
+                    workflows.c.label.label("executor"),
+                    tasks.c.run_id,
+                    tasks.c.app,
+                    tasks.c.key,
+                    tasks.c.occurrence,
+                    tasks.c.function,
+                    tasks.c.state,
+                    tasks.c.cancel_requested,
+                    tasks.c.priority,
+                    tasks.c.nodes,
+                    tasks.c.spec,
+                    tasks.c.stdout,
+                    tasks.c.stderr,
+                    tasks.c.submitted_at,
+                    tasks.c.ready_at,
+                    tasks.c.finished_at,
+                    tasks.c.budget_from,
+                    func.length(arguments.c.payload).label("arguments_size"),
+                    func.length(results.c.payload).label("result_size"),
+                )
+                .join(workflows, workflows.c.id == tasks.c.workflow_id)
+                .outerjoin(arguments, arguments.c.task_id == tasks.c.id)
+                .outerjoin(results, results.c.task_id == tasks.c.id)
+                .where(tasks.c.id == task_id)
+            )
+            .mappings()
+            .first()
+        )
+        if found is None:
+            raise TaskNotFound(f"no task {task_id} in this database: 'parsl-balsam tasks' lists those there are")
+        tried = (
+            connection.execute(
+                select(
+                    *(column for column in attempts.c if column is not attempts.c.task_id),
+                    blocks.c.name.label("block"),
+                    blocks.c.job_id,
+                )
+                .join(blocks, blocks.c.id == attempts.c.block_id)
+                .where(attempts.c.task_id == task_id)
+                .order_by(attempts.c.number)
+            )
+            .mappings()
+            .all()
+        )
+        happened = (
+            connection.execute(select(events).where(events.c.task_id == task_id).order_by(events.c.id)).mappings().all()
+        )
+    task: dict[str, Any] = {
+        **found,
+        "key": bytes(found["key"]).hex(),
+        "function": bytes(found["function"]).hex(),
+        "state": TaskState(found["state"]),
+        "spec": json.loads(found["spec"]) if found["spec"] else {},
+        "attempts": tuple(_attempt(row) for row in tried),
+        "events": tuple(_event(row) for row in happened),
+    }
+    return TaskRecord(**task)
+
+
+def last_events(database: Database, task_id: int | None = None, limit: int | None = None) -> list[Event]:
+    """Return what happened last, to one task or to all, in order.
+
+    Raises
+    ------
+    TaskNotFound
+        If there is no such task.
+    """
+    query = select(events).order_by(events.c.id.desc()).limit(limit)
+    if task_id is not None:
+        query = query.where(events.c.task_id == task_id)
+    with database.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    if task_id is not None and not rows:
+        raise TaskNotFound(f"no task {task_id} in this database: 'parsl-balsam tasks' lists those there are")
+    return [_event(row) for row in reversed(rows)]
+
+
+def events_after(
+    database: Database, event_id: int, late: Sequence[int] = (), task_id: int | None = None
+) -> list[Event]:
+    """Return the events with ids above one, and those among `late` that are there now, in order of their ids.
+
+    PostgreSQL numbers an event before it is committed, so that one with a lower id may show up after one with a higher.
+    Those of one task come in order.
+    """
+    query = select(events).where(or_(events.c.id > event_id, events.c.id.in_(late))).order_by(events.c.id)
+    if task_id is not None:
+        query = query.where(events.c.task_id == task_id)
+    with database.read() as connection:
+        return [_event(row) for row in connection.execute(query).mappings()]
+
+
+def open_blocks(database: Database, workflow: str | None = None) -> list[OpenBlock]:
+    """Return the blocks that are requested or run.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    held = select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
+    query = (
+        select(
+            blocks.c.id,
+            workflows.c.name.label("workflow"),
+            blocks.c.name,
+            blocks.c.job_id,
+            blocks.c.state,
+            blocks.c.host,
+            blocks.c.pid,
+            blocks.c.requested_at,
+            blocks.c.started_at,
+            held.label("held"),
+            (blocks.c.lease_until - clock()).label("lease_left_s"),
+        )
+        .join(workflows, workflows.c.id == blocks.c.workflow_id)
+        .where(blocks.c.state.in_([BlockState.REQUESTED.value, BlockState.RUNNING.value]))
+        .order_by(blocks.c.id)
+    )
+    with database.read() as connection:
+        query = query.where(*_of_workflow(connection, workflow, blocks.c.workflow_id))
+        return [OpenBlock(**{**row, "state": BlockState(row["state"])}) for row in connection.execute(query).mappings()]
+
+
+def open_runs(database: Database, workflow: str | None = None) -> list[OpenRun]:
+    """Return the runs that have neither said goodbye nor been silent for a lease. Their processes may have died since.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    query = (
+        select(runs, workflows.c.name.label("workflow"), workflows.c.label.label("executor"))
+        .join(workflows, workflows.c.current_run == runs.c.id)
+        .where(runs.c.ended_at.is_(None), runs.c.lease_until > clock())
+        .order_by(runs.c.id)
+    )
+    with database.read() as connection:
+        rows = connection.execute(query.where(*_of_workflow(connection, workflow, runs.c.workflow_id))).all()
+    return [
+        OpenRun(
+            row.id,
+            row.workflow,
+            row.executor,
+            Driver(row.host, row.host_key, row.pid, row.pid_started),
+            row.started_at,
+        )
+        for row in rows
+    ]
+
+
+def task_states(database: Database, ids: Sequence[int]) -> dict[int, TaskState]:
+    """Return the states of those tasks that exist."""
+    with database.read() as connection:
+        rows = connection.execute(select(tasks.c.id, tasks.c.state).where(tasks.c.id.in_(ids)))
+        return {row.id: TaskState(row.state) for row in rows}
+
+
+def unserved_workflows(database: Database, ids: Sequence[int]) -> list[str]:
+    """Return the workflows of some tasks for which no block claims tasks now, nor will when it starts."""
+    serving = exists().where(
+        blocks.c.run_id == workflows.c.current_run,
+        or_(
+            blocks.c.state == BlockState.REQUESTED.value,
+            and_(blocks.c.state == BlockState.RUNNING.value, blocks.c.lease_until >= clock()),
+        ),
+    )
+    with database.read() as connection:
+        return list(
+            connection.execute(
+                select(workflows.c.name)
+                .distinct()
+                .join(tasks, tasks.c.workflow_id == workflows.c.id)
+                .where(tasks.c.id.in_(ids), ~serving)
+                .order_by(workflows.c.name)
+            ).scalars()
+        )
+
+
+def _of_workflow(connection: Connection, name: str | None, column: ColumnElement[int]) -> Iterable[ColumnElement[bool]]:
+    """Return what limits a query to the workflows of a name: each executor has its own."""
+    if name is None:
+        return []
+    ids = list(connection.execute(select(workflows.c.id).where(workflows.c.name == name)).scalars())
+    if not ids:
+        known = connection.execute(select(workflows.c.name).distinct().order_by(workflows.c.name).limit(10)).scalars()
+        raise ConfigurationError(
+            f"no workflow {name!r} in this database: it has {', '.join(map(repr, known)) or 'none at all'}"
+        )
+    return [column.in_(ids)]
+
+
+def _attempt(row: RowMapping) -> AttemptRecord:
+    return AttemptRecord(**{**row, "outcome": Outcome(row["outcome"]) if row["outcome"] else None})
+
+
+def _event(row: RowMapping) -> Event:
+    return Event(**{**row, "state": TaskState(row["state"])})
+
+
+def _last_line(text: str | None) -> str | None:
+    lines = (text or "").rstrip().splitlines()
+    return lines[-1] if lines else None
