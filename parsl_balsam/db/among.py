@@ -1,14 +1,14 @@
 """``column IN (many values)`` as one statement, whatever their number.
 
-A list of bound values makes a new statement for every length, which both the driver and the database then prepare and keep.
-Here the list is one value: an array on PostgreSQL, a JSON text on SQLite.
+A list of bound values makes a new statement for every length, which driver and database then prepare and keep. Here the
+list is one value: an array on PostgreSQL, a JSON text on SQLite.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import BindParameter, Boolean, ColumnElement, Dialect, bindparam
 from sqlalchemy.ext.compiler import compiles
@@ -28,7 +28,7 @@ class _Values(TypeDecorator[list[int]]):
 class _Among(ColumnElement[bool]):
     type = Boolean()
     inherit_cache = True
-    _traverse_internals = [
+    _traverse_internals: ClassVar[Any] = [
         ("column", InternalTraversal.dp_clauseelement),
         ("values", InternalTraversal.dp_clauseelement),
     ]

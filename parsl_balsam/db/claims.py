@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select
 
+from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.endings import record_ends, unclaim
 from parsl_balsam.db.schema import arguments, attempts, blocks, events, functions, tasks, workflows
@@ -59,7 +60,7 @@ class ClaimStore:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
                 connection.execute(
                     select(tasks.c.id)
-                    .where(tasks.c.id.in_([*(start.task_id for start in starts), *(end.task_id for end in ends)]))
+                    .where(among(tasks.c.id, [start.task_id for start in starts] + [end.task_id for end in ends]))
                     .order_by(tasks.c.id)
                     .with_for_update()
                 )
@@ -140,16 +141,19 @@ class ClaimStore:
             return
         rows = connection.execute(
             select(tasks.c.id, tasks.c.token)
-            .where(tuple_(tasks.c.id, tasks.c.token).in_([(start.task_id, start.token) for start in starts]))
-            .where(tasks.c.state == TaskState.ASSIGNED.value)
+            .where(among(tasks.c.id, (start.task_id for start in starts)), tasks.c.state == TaskState.ASSIGNED.value)
             .with_for_update()
         ).all()
-        held = {row.id for row in rows}
-        mine = [start for start in starts if start.task_id in held]
+        held = {row.id: row.token for row in rows}
+        mine = [start for start in starts if held.get(start.task_id) == start.token]
         if not mine:
             return
         at = now(connection)
-        connection.execute(tasks.update().where(tasks.c.id.in_(held)).values(state=TaskState.RUNNING.value))
+        connection.execute(
+            tasks.update()
+            .where(among(tasks.c.id, (start.task_id for start in mine)))
+            .values(state=TaskState.RUNNING.value)
+        )
         connection.execute(
             _START_ATTEMPT,
             [
@@ -208,7 +212,7 @@ class ClaimStore:
         ids = [row.id for row in rows]
         payloads: Mapping[int, bytes] = {
             row.task_id: bytes(row.payload)
-            for row in connection.execute(select(arguments).where(arguments.c.task_id.in_(ids)))
+            for row in connection.execute(select(arguments).where(among(arguments.c.task_id, ids)))
         }
         at = now(connection)
         connection.execute(

@@ -244,12 +244,15 @@ def _translated(url: URL) -> Iterator[None]:
 
 
 def _check_schema(database: Database, create: bool) -> None:
+    shown = database.url.render_as_string()
     try:
+        with database.read() as connection:  # most often they are there, and looking must not wait for writers
+            if inspect(connection).has_table(schema_version.name):
+                return _check_version(connection, shown)
         with database.begin() as connection:
             if not database.is_sqlite:
                 connection.execute(select(func.pg_advisory_xact_lock(_CREATE_LOCK)))
             found = set(inspect(connection).get_table_names())
-            shown = database.url.render_as_string()
             if schema_version.name not in found:
                 if found & set(metadata.tables):
                     raise SchemaMismatch(
@@ -262,9 +265,13 @@ def _check_schema(database: Database, create: bool) -> None:
                 metadata.create_all(connection)
                 connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
                 return
-            version = connection.execute(select(schema_version.c.version)).scalar()
+            _check_version(connection, shown)
     except DBAPIError as error:  # such as "file is not a database"
-        raise DatabaseUnavailable(f"{database.url.render_as_string()}: {error.orig}") from error
+        raise DatabaseUnavailable(f"{shown}: {error.orig}") from error
+
+
+def _check_version(connection: Connection, shown: str) -> None:
+    version = connection.execute(select(schema_version.c.version)).scalar()
     if version != SCHEMA_VERSION:
         raise SchemaMismatch(
             f"{shown} has schema version {version}, this parsl-balsam works with version {SCHEMA_VERSION}: "

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
+from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import now
 from parsl_balsam.db.schema import attempts, events, results, runs, tasks, workflows
 from parsl_balsam.model import retry
@@ -76,7 +77,7 @@ def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str) -> N
         return
     rows = connection.execute(
         tasks.update()
-        .where(tasks.c.id.in_(ids))
+        .where(among(tasks.c.id, ids))
         .values(state=TaskState.READY.value, block_id=None, token=None, attempts=tasks.c.attempts - 1)
         .returning(tasks.c.id, tasks.c.attempts)
     ).all()
@@ -102,7 +103,7 @@ def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
             tasks.c.run_id,
             tasks.c.budget_from,
         )
-        .where(tasks.c.id.in_(ids))
+        .where(among(tasks.c.id, ids))
         .order_by(tasks.c.id)
         .with_for_update()
     )
@@ -144,14 +145,9 @@ def _verdicts(
 
 def _decide(policy: RetryPolicy, history: Sequence[Attempt], at: float) -> _Verdict:
     decision = retry.after(policy, history, datetime.fromtimestamp(at, timezone.utc))
-    last = history[-1]
-    why = f"attempt {last.number} ended: {last.outcome.value}"
-    if last.exit_code is not None:
-        why += f" {last.exit_code}"
-    why += f"; {decision.reason}"
     if isinstance(decision, GiveUp):
-        return _Verdict(TaskState.FAILED, why)
-    return _Verdict(TaskState.READY, why, decision.at.timestamp() if decision.at else None)
+        return _Verdict(TaskState.FAILED, decision.reason)
+    return _Verdict(TaskState.READY, decision.reason, decision.at.timestamp() if decision.at else None)
 
 
 def _policies(connection: Connection, run_ids: set[int]) -> dict[int, RetryPolicy]:
@@ -162,7 +158,7 @@ def _policies(connection: Connection, run_ids: set[int]) -> dict[int, RetryPolic
 def _histories(connection: Connection, ids: Sequence[int]) -> dict[int, list[Attempt]]:
     rows = connection.execute(
         select(attempts.c.task_id, attempts.c.number, attempts.c.outcome, attempts.c.exit_code, attempts.c.host)
-        .where(attempts.c.task_id.in_(ids), attempts.c.outcome.is_not(None))
+        .where(among(attempts.c.task_id, ids), attempts.c.outcome.is_not(None))
         .order_by(attempts.c.task_id, attempts.c.number)
     )
     histories: dict[int, list[Attempt]] = defaultdict(list)
@@ -184,7 +180,7 @@ def _write_tasks(connection: Connection, workflow_id: int, verdicts: dict[int, _
         for state, ids in by_state.items():
             connection.execute(
                 tasks.update()
-                .where(tasks.c.id.in_(ids))
+                .where(among(tasks.c.id, ids))
                 .values(state=state.value, block_id=None, token=None, finished_at=at, finish=finish)
             )
 

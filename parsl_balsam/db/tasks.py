@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, tuple_
+from sqlalchemy import Connection, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
+from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, now
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.schema import arguments, attempts, events, functions, results, runs, tasks, workflows
@@ -79,7 +80,7 @@ class TaskStore:
                 select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
                 .outerjoin(results, results.c.task_id == tasks.c.id)
                 .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
-                .where(tasks.c.id.in_(ids), tasks.c.state.in_(_FINISHED))
+                .where(among(tasks.c.id, ids), tasks.c.state.in_(_FINISHED))
             ).all()
         return [
             FinishedTask(
@@ -100,12 +101,12 @@ class TaskStore:
             )
 
     def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
-        rows = connection.execute(
-            _insert(connection, tasks)
-            .on_conflict_do_nothing(index_elements=["workflow_id", "key", "occurrence"])
-            .returning(tasks.c.id, tasks.c.key, tasks.c.occurrence),
+        ids = _reserve_ids(connection, len(calls))
+        connection.execute(
+            _insert(connection, tasks).on_conflict_do_nothing(index_elements=["workflow_id", "key", "occurrence"]),
             [
                 {
+                    "id": task_id,
                     "workflow_id": self._workflow_id,
                     "run_id": self._run_id,
                     "key": call.key,
@@ -115,22 +116,28 @@ class TaskStore:
                     "submitted_at": at,
                     **_revisable(call),
                 }
-                for call in calls
+                for task_id, call in zip(ids, calls, strict=True)
             ],
         )
-        bound = {(bytes(row.key), row.occurrence): Bound(row.id, Binding.NEW) for row in rows}
-        if bound:
-            fresh = [call for call in calls if _identity(call) in bound]
+        inserted = set(connection.execute(select(tasks.c.id).where(among(tasks.c.id, ids))).scalars())
+        fresh = [(task_id, call) for task_id, call in zip(ids, calls, strict=True) if task_id in inserted]
+        if fresh:
             connection.execute(
-                arguments.insert(),
-                [{"task_id": bound[_identity(call)].task_id, "payload": call.payload} for call in fresh],
+                arguments.insert(), [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
             )
-            self._log(connection, (bound[_identity(call)].task_id for call in fresh), at, TaskState.READY, "called")
-        return bound
+            self._log(connection, (task_id for task_id, _ in fresh), at, TaskState.READY, "called")
+        return {_identity(call): Bound(task_id, Binding.NEW) for task_id, call in fresh}
 
     def _attach(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
         """Bind calls to existing tasks: a result is reused, a failure runs again, the rest is waited for."""
         met = {(bytes(row.key), row.occurrence): row for row in self._existing(connection, calls)}
+        # Read after the tasks are locked, not with them: a task that ended while its lock was waited for would be seen
+        # as done, but without its result.
+        done = [row.id for row in met.values() if row.state == TaskState.DONE.value]
+        recorded = {
+            row.task_id: bytes(row.payload)
+            for row in connection.execute(select(results).where(among(results.c.task_id, done)))
+        }
         bound: dict[tuple[bytes, int], Bound] = {}
         reopen: list[int] = []
         revise: list[tuple[int, Call]] = []
@@ -139,7 +146,7 @@ class TaskStore:
             row = met[_identity(call)]
             state = TaskState(row.state)
             if state is TaskState.DONE:
-                bound[_identity(call)] = Bound(row.id, Binding.REUSED, bytes(row.payload))
+                bound[_identity(call)] = Bound(row.id, Binding.REUSED, recorded[row.id])
             elif state in TERMINAL:
                 bound[_identity(call)] = Bound(row.id, Binding.REOPENED)
                 reopen.append(row.id)
@@ -153,7 +160,7 @@ class TaskStore:
             _reopen(connection, reopen)
             self._log(connection, reopen, at, TaskState.READY, "called again")
         if adopt or reopen:
-            connection.execute(tasks.update().where(tasks.c.id.in_(adopt + reopen)).values(run_id=self._run_id))
+            connection.execute(tasks.update().where(among(tasks.c.id, adopt + reopen)).values(run_id=self._run_id))
         if revise:
             # The call may have other limits, priority or log files this time; who has not started goes by the new ones.
             connection.execute(_REVISE_TASK, [{"t": task_id, **_revisable(call)} for task_id, call in revise])
@@ -162,14 +169,13 @@ class TaskStore:
 
     def _existing(self, connection: Connection, calls: Sequence[Call]) -> Iterable[Any]:
         return connection.execute(
-            select(tasks.c.id, tasks.c.key, tasks.c.occurrence, tasks.c.state, results.c.payload)
-            .outerjoin(results, results.c.task_id == tasks.c.id)
+            select(tasks.c.id, tasks.c.key, tasks.c.occurrence, tasks.c.state)
             .where(
                 tasks.c.workflow_id == self._workflow_id,
                 tuple_(tasks.c.key, tasks.c.occurrence).in_([_identity(call) for call in calls]),
             )
             .order_by(tasks.c.id)
-            .with_for_update(of=tasks)
+            .with_for_update()
         )
 
     def _log(self, connection: Connection, ids: Iterable[int], at: float, state: TaskState, why: str) -> None:
@@ -195,13 +201,13 @@ def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, 
             mine = [row.id for row in waiting if row.workflow_id == workflow_id]
             connection.execute(
                 tasks.update()
-                .where(tasks.c.id.in_(mine))
+                .where(among(tasks.c.id, mine))
                 .values(state=TaskState.CANCELLED.value, finished_at=at, finish=next_finish(connection, workflow_id))
             )
             _log_events(connection, mine, at, TaskState.CANCELLED, who, "cancelled by the user")
         connection.execute(
             tasks.update()
-            .where(tasks.c.id.in_([row.id for row in found if row.state in _HELD]))
+            .where(among(tasks.c.id, [row.id for row in found if row.state in _HELD]))
             .values(cancel_requested=True)
         )
         for workflow_id in {row.workflow_id for row in found}:
@@ -225,7 +231,7 @@ def retry_tasks(database: Database, ids: Sequence[int], who: str) -> list[int]:
         if reopened:
             _reopen(connection, reopened)
             current = select(workflows.c.current_run).where(workflows.c.id == tasks.c.workflow_id).scalar_subquery()
-            connection.execute(tasks.update().where(tasks.c.id.in_(reopened)).values(run_id=current))
+            connection.execute(tasks.update().where(among(tasks.c.id, reopened)).values(run_id=current))
             _log_events(connection, reopened, at, TaskState.READY, who, "retry")
         for workflow_id in {row.workflow_id for row in rows}:
             notify(connection, workflow_id, Topic.WORK)
@@ -241,7 +247,7 @@ def tasks_in_state(database: Database, state: TaskState) -> list[int]:
 def _known(connection: Connection, ids: Sequence[int]) -> Sequence[Any]:
     rows = connection.execute(
         select(tasks.c.id, tasks.c.workflow_id, tasks.c.state)
-        .where(tasks.c.id.in_(ids))
+        .where(among(tasks.c.id, ids))
         .order_by(tasks.c.id)
         .with_for_update()
     ).all()
@@ -253,10 +259,10 @@ def _known(connection: Connection, ids: Sequence[int]) -> Sequence[Any]:
 
 
 def _reopen(connection: Connection, ids: Sequence[int]) -> None:
-    connection.execute(results.delete().where(results.c.task_id.in_(ids)))
+    connection.execute(results.delete().where(among(results.c.task_id, ids)))
     connection.execute(
         tasks.update()
-        .where(tasks.c.id.in_(ids))
+        .where(among(tasks.c.id, ids))
         .values(
             state=TaskState.READY.value,
             budget_from=tasks.c.attempts,
@@ -265,6 +271,17 @@ def _reopen(connection: Connection, ids: Sequence[int]) -> None:
             finished_at=None,
             finish=None,
         )
+    )
+
+
+def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
+    """Return ids for new tasks. They are chosen before, so that they tell which calls were new."""
+    if connection.dialect.name == "sqlite":  # this transaction is the only one that writes
+        last = connection.execute(select(func.coalesce(func.max(tasks.c.id), 0))).scalar_one()
+        return range(last + 1, last + 1 + count)
+    sequence = func.pg_get_serial_sequence(tasks.name, tasks.c.id.name)
+    return list(
+        connection.execute(select(func.nextval(sequence)).select_from(func.generate_series(1, count))).scalars()
     )
 
 

@@ -52,6 +52,7 @@ LEGAL: frozenset[tuple[TaskState, TaskState]] = frozenset(
         (TaskState.READY, TaskState.ASSIGNED),
         (TaskState.ASSIGNED, TaskState.RUNNING),
         (TaskState.ASSIGNED, TaskState.READY),
+        (TaskState.ASSIGNED, TaskState.FAILED),
         (TaskState.RUNNING, TaskState.READY),
         (TaskState.RUNNING, TaskState.DONE),
         (TaskState.RUNNING, TaskState.FAILED),

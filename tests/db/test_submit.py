@@ -273,3 +273,29 @@ def test_unknown_task_changes_nothing(database: Database, campaign: Campaign, ac
         act(database, [task, 4711], "user")
     assert snapshot(database) == before
     check_invariants(database)
+
+
+def test_call_that_meets_a_task_in_the_moment_it_ends_has_its_result(
+    postgres_database: Database, empty_postgres_url: str
+) -> None:
+    campaign = Campaign(postgres_database)
+    task = campaign.task("same")
+    block = open_database(empty_postgres_url)
+    launcher = Launcher(campaign, database=block)
+    claimed = launcher.begin()
+    again = Campaign(postgres_database)
+    with (
+        paused_before(postgres_database, "SELECT tasks.id, tasks.key") as meeting,
+        paused_before(block, "UPDATE attempts") as ending,
+    ):
+        submission = Story(lambda: again.submit(again.call("same")))
+        meeting.wait_until_reached()
+        report = Story(lambda: launcher.end(claimed, Outcome.DONE))
+        ending.wait_until_reached()
+        meeting.go_on()
+        wait_until_blocked(block)
+        ending.go_on()
+        report.result()
+        assert submission.result() == [Bound(task, Binding.REUSED, b"result")]
+    block.close()
+    check_invariants(postgres_database)
