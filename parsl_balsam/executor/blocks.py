@@ -25,9 +25,7 @@ class BlockBook:
 
     def record(self, block_id: str) -> int:
         """Record a block that is about to be requested; return its row."""
-        row = blocks.record_block(
-            self._database, self._run.workflow_id, self._run.run_id, block_id, self._lease_s
-        )
+        row = blocks.record_block(self._database, self._run.workflow_id, self._run.run_id, block_id, self._lease_s)
         self._rows[block_id] = row
         return row
 

@@ -9,8 +9,11 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from functools import partial
+from types import FunctionType
+from typing import Any, NoReturn
 
+from parsl_balsam.model.errors import TaskCancelled
 from parsl_balsam.model.identity import NoStableIdentity, call_key
 from parsl_balsam.model.layers import Layer, peel
 from parsl_balsam.model.payload import digest, encode
@@ -31,7 +34,12 @@ class TaskFuture(Future[Any]):
         self.key = key
         self.occurrence = occurrence
         self.task_id: int | None = None  #: known once the call is recorded
-        self.cancel_wanted = False
+        self.cancel_wanted = False  #: by the script itself
+
+
+def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+    """Stand in for the function of a call that was cancelled before it was submitted."""
+    raise TaskCancelled("the call was cancelled before it was submitted")
 
 
 class CallBook:
@@ -40,8 +48,8 @@ class CallBook:
     Parameters
     ----------
     structural
-        Whether a call must be recognised in later runs. If not, it need only be known again within this one, and the bytes of
-        its arguments, which exist anyway, are its identity.
+        Whether a call must be recognised in later runs. If not, it need only be known again within this one, and the
+        bytes of its arguments, which exist anyway, are its identity.
     """
 
     def __init__(self, structural: bool) -> None:
@@ -64,8 +72,12 @@ class CallBook:
         ------
         NotSerializable
             If the function or an argument cannot be turned into bytes.
+        TaskCancelled
+            If the call was cancelled before it came here.
         """
         inner, layers = peel(func)
+        if inner is refuse:
+            refuse()
         function, body = self._function(inner)
         payload = encode((layers, tuple(args), dict(kwargs)))
         key = self._key(func, spec, args, kwargs, function, payload, layers)
@@ -96,11 +108,11 @@ class CallBook:
         with self._lock:
             if state is TaskState.FAILED:
                 self._failed[future.key].append(future.occurrence)
-            else:
+            elif not future.cancel_wanted:
                 self._cancelled.add(future.key)
 
     def was_cancelled(self, key: bytes) -> bool:
-        """Tell whether a call like this was cancelled in this run, and is not to be run by a retry."""
+        """Tell whether a call like this was cancelled from outside the script, and is not to be run by a retry."""
         return key in self._cancelled
 
     def _function(self, func: Callable[..., Any]) -> tuple[bytes, bytes]:
@@ -111,7 +123,9 @@ class CallBook:
             return digest(body), body
         if known is None:
             body = encode(func)
-            known = self._functions[func] = digest(body), body
+            known = digest(body), body
+            if _stays_the_same(func):
+                self._functions[func] = known
         return known
 
     def _key(
@@ -143,6 +157,20 @@ class CallBook:
                 app,
                 reason,
             )
+
+
+def _stays_the_same(func: object, depth: int = 4) -> bool:
+    """Tell whether a callable holds nothing that may change between two calls, as the object of a method may."""
+    if depth == 0:
+        return False
+    if isinstance(func, partial):
+        return not func.keywords and all(_stays_the_same(part, depth - 1) for part in (func.func, *func.args))
+    if not isinstance(func, FunctionType):
+        return False
+    try:
+        return all(_stays_the_same(cell.cell_contents, depth - 1) for cell in func.__closure__ or ())
+    except ValueError:  # an empty cell, to be filled later
+        return False
 
 
 def _path(stream: Any) -> str | None:

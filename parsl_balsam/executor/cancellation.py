@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
 from parsl.dataflow.futures import AppFuture
+from parsl.dataflow.states import States
 
-from parsl_balsam.model.errors import TaskCancelled
+from parsl_balsam.executor.calls import refuse
+from parsl_balsam.executor.executor import BalsamExecutor
 
 
 def cancel(app_future: AppFuture) -> bool:
     """End a call and everything it started; its future raises `TaskCancelled` when that is done.
 
-    A running task is killed with all processes it started, on whatever node. A call that still waits for other calls never
-    starts. Parsl does not retry it.
+    A running task is killed with all processes it started, on whatever node. A call that still waits for other calls
+    never starts; its future raises when they are over. Parsl does not retry it.
 
     Returns
     -------
@@ -23,14 +25,15 @@ def cancel(app_future: AppFuture) -> bool:
     if app_future.done():
         return False
     record = app_future.task_record
-    record["fail_cost"] = float("inf")  # Parsl retries whatever costs less than its `retries`
-    submitted = record["exec_fu"]
-    if submitted is None:
-        record["func"] = _cancelled
-        return True
     executor = record["dfk"].executors[record["executor"]]
-    return hasattr(executor, "cancel") and executor.cancel(submitted)
-
-
-def _cancelled(*args: Any, **kwargs: Any) -> None:
-    raise TaskCancelled("the call was cancelled before it was submitted")
+    with record["task_launch_lock"]:
+        if record["status"] is States.pending:
+            record["func"] = refuse
+            record["fail_cost"] = float("inf")
+            return True
+    if not isinstance(executor, BalsamExecutor):
+        return False
+    record["fail_cost"] = float("inf")  # Parsl retries whatever costs less than its `retries`
+    while record["exec_fu"] is None:  # Parsl notes it a moment after it has called `submit`
+        time.sleep(0.001)
+    return executor.cancel(record["exec_fu"])

@@ -81,6 +81,8 @@ class Completion(threading.Thread):
         self._bell.ring()
         self.join(timeout)
         self._wakeup.close()
+        if not self.is_alive():
+            self._bell.close()
 
     def run(self) -> None:
         """Complete futures until closed. Never called directly."""
@@ -132,6 +134,8 @@ class Completion(threading.Thread):
                     future.set_result(value)
             except InvalidStateError:  # failed already, with its executor
                 pass
+            except BaseException:  # what a callback raises, if it is not an Exception, comes through to here
+                logger.exception("a callback of a future failed")
 
 
 def _outcome(finished: FinishedTask) -> tuple[Any, BaseException | None]:
@@ -150,7 +154,9 @@ def _outcome(finished: FinishedTask) -> tuple[Any, BaseException | None]:
     except UnreadablePayload as error:
         return None, UnreadablePayload(f"the result of task {finished.task_id} is recorded, but {error}")
     except Exception as error:
-        return None, UnreadablePayload(f"the exception of task {finished.task_id} is recorded, but is broken: {error!r}")
+        return None, UnreadablePayload(
+            f"the exception of task {finished.task_id} is recorded, but is broken: {error!r}"
+        )
 
 
 def _without_payload(finished: FinishedTask) -> Exception:

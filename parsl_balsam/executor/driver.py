@@ -21,7 +21,7 @@ def is_dead(driver: Driver) -> bool:
         return False
     try:
         # The kernel counts starts in clock ticks, and boot time is adjusted a little now and then.
-        return abs(psutil.Process(driver.pid).create_time() - driver.pid_started) > 1.0
+        return bool(abs(psutil.Process(driver.pid).create_time() - driver.pid_started) > 1.0)
     except psutil.NoSuchProcess:
         return True
 

@@ -54,20 +54,20 @@ _SHUTDOWN_S = 15.0
 class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
     """Runs apps as durable tasks of a database, in blocks requested through a provider.
 
-    Every call is recorded before it runs, and so is every attempt to run it. When the script is killed and started again
-    with the same ``workflow``, calls that are finished return their recorded results, calls that wait or run are attached
-    to, and retries go on counting where they were.
+    Every call is recorded before it runs, and so is every attempt to run it. When the script is killed and started
+    again with the same ``workflow``, calls that are finished return their recorded results, calls that wait or run are
+    attached to, and retries go on counting where they were.
 
     Parameters
     ----------
     label
         Name of this executor, unique within the configuration.
     workflow
-        Name of the campaign. A call means the same task in all runs with the same name. Without a name, every run is its
-        own workflow and shares nothing.
+        Name of the campaign. A call means the same task in all runs with the same name. Without a name, every run is
+        its own workflow and shares nothing.
     database
-        Where tasks live: an SQLAlchemy URL such as ``sqlite:///balsam.db`` or ``postgresql://user:password@host/name``, or
-        a directory made by ``parsl-balsam db init``. SQLite serves one host; blocks on other hosts need PostgreSQL.
+        Where tasks live: an SQLAlchemy URL such as ``sqlite:///balsam.db`` or ``postgresql://user:password@host/name``,
+        or a directory made by ``parsl-balsam db init``. SQLite serves one host; blocks on other hosts need PostgreSQL.
     provider
         Where blocks come from. By default a `parsl.providers.LocalProvider` with one block on this host.
     max_retries
@@ -76,7 +76,8 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         The whole policy, with pauses between tries and exit codes that are final. It replaces `max_retries` and
         `max_crashes`.
     max_crashes
-        How many attempts of a task may be ended by the death of its worker, node or launcher before it counts as failed.
+        How many attempts of a task may be ended by the death of its worker, node or launcher before it counts as
+        failed.
     cores_per_node
         Cores that tasks may use on each node. By default all that the node has.
     task_defaults
@@ -125,7 +126,8 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
             raise ConfigurationError("give either retry or max_retries and max_crashes: retry has both inside")
         if workflow == "":
             raise ConfigurationError("workflow is empty: give it a name, or leave it out")
-        for name, value in (("idle_timeout_s", idle_timeout_s), ("lease_s", lease_s), ("cores_per_node", cores_per_node)):
+        positive = {"idle_timeout_s": idle_timeout_s, "lease_s": lease_s, "cores_per_node": cores_per_node}
+        for name, value in positive.items():
             if value is not None and value <= 0:
                 raise ConfigurationError(f"{name}={value!r} must be greater than zero")
         self._address = resolve(os.fspath(database))
@@ -185,7 +187,7 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self._first_blocks_started = True
 
     def submit(
-        self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
+        self, func: Callable[..., Any], resource_specification: dict[str, Any] | None, *args: Any, **kwargs: Any
     ) -> Future[Any]:
         """Take a call, and return the future of what it returns.
 
@@ -197,12 +199,14 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
             If no block could run the call.
         NotSerializable
             If the function or an argument cannot be turned into bytes.
+        TaskCancelled
+            If the call was cancelled before it came here.
         """
         if self._closed:
             raise RunEnded(f"executor {self.label!r} was shut down: nothing can be called any more")
         if self.bad_state_is_set:
             raise self.executor_exception
-        spec = ResourceSpec.parse(resource_specification, self._defaults)
+        spec = ResourceSpec.parse({} if resource_specification is None else resource_specification, self._defaults)
         self._refuse_impossible(spec)
         call, body = self._calls.enter(func, spec, args, kwargs)
         future = TaskFuture(call.key, call.occurrence)
@@ -217,17 +221,19 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         """End the task of a future that `submit` returned; return False if it is over already."""
         if future not in self._tasks or not isinstance(future, TaskFuture):
             return False
+        future.cancel_wanted = True
         self._submission.cancel(future)
         return True
 
     def reuse_counts(self) -> ReuseCounts:
-        """Return how many calls were answered from recorded results, attached to waiting or running tasks, or are new."""
+        """Return how many calls were answered from recorded results, attached to unfinished tasks, or are new."""
         return self._submission.counts()
 
     def shutdown(self) -> None:
         """Record what was submitted, stop local blocks, and give the workflow free. What has not run stays ready."""
         if self._closed or not hasattr(self, "_run"):  # it never started
-            return super().shutdown()
+            super().shutdown()
+            return
         self._closed = True
         self._submission.close(_SHUTDOWN_S)
         try:
@@ -249,7 +255,7 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         except DatabaseUnavailable as error:
             logger.warning("the end of the run could not be recorded: %s", error)
         self._db.close()
-        return super().shutdown()
+        super().shutdown()
 
     def outstanding(self) -> int:
         """Return how many calls wait or run."""
@@ -343,15 +349,15 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
     def _ended_idle(self) -> bool:
         """Tell whether the last block ended by itself. Strategy 'none' would not request another."""
         states = [status.state for status in self._status.values()]
-        return bool(states) and all(status.terminal for status in self._status.values()) and (
-            JobState.COMPLETED in states
+        return (
+            bool(states) and all(status.terminal for status in self._status.values()) and (JobState.COMPLETED in states)
         )
 
     def _refuse_impossible(self, spec: ResourceSpec) -> None:
         if spec.num_nodes > 1 or spec.num_ranks > 1:
             raise ImpossibleTask(
-                f"num_nodes={spec.num_nodes}, ranks_per_node={spec.ranks_per_node}: this executor's launcher runs tasks of "
-                "one process on one node; use cores_per_rank for threads"
+                f"num_nodes={spec.num_nodes}, ranks_per_node={spec.ranks_per_node}: this executor's launcher runs "
+                "tasks of one process on one node; use cores_per_rank for threads"
             )
         if spec.gpus_per_rank:
             raise ImpossibleTask(f"gpus_per_rank={spec.gpus_per_rank}: this executor's launcher knows of no GPUs")

@@ -11,8 +11,8 @@ from parsl_balsam.executor.calls import TaskFuture
 class Pending:
     """Which future waits for which task.
 
-    A task may be over before the thread that recorded it has noted its future here. While calls are being recorded, ends
-    that nobody waits for are therefore kept.
+    A task may be over before the thread that recorded it has noted its future here. While calls are being recorded,
+    ends that nobody waits for are therefore kept.
     """
 
     def __init__(self) -> None:

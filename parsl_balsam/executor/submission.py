@@ -76,9 +76,7 @@ class Submission(threading.Thread):
     def counts(self) -> ReuseCounts:
         """Return what the calls recorded so far met."""
         count = self._counts
-        return ReuseCounts(
-            count[Binding.REUSED], count[Binding.ATTACHED], count[Binding.NEW] + count[Binding.REOPENED]
-        )
+        return ReuseCounts(count[Binding.REUSED], count[Binding.ATTACHED], count[Binding.NEW] + count[Binding.REOPENED])
 
     def close(self, timeout: float) -> None:
         """Write what is queued, and end; give up after a time, in seconds."""

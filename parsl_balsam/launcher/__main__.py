@@ -16,9 +16,7 @@ from parsl_balsam.model.launch import LaunchOrder
 
 def main() -> int:
     """Run the launcher of a block; return the exit code of the batch job."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
     try:
         order = LaunchOrder.loads(order_file.read_text())

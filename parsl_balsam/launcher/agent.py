@@ -210,7 +210,6 @@ class Agent:
         return born
 
     def _become_worker(self, sock: socket.socket, capture: Capture, parent: int) -> NoReturn:
-        status = 1
         try:
             signal.set_wakeup_fd(-1)
             os.setsid()
@@ -225,12 +224,11 @@ class Agent:
             for mine in (self._launcher, self._alarm, self._alarm_writer, self._selector, capture):
                 mine.close()
             worker.serve(Channel(sock))
-            status = 0
         except BaseException as error:
             sys.stderr.write(f"worker: {error!r}\n")
             sys.stderr.flush()
         finally:
-            os._exit(status)
+            os._exit(1)
 
     def _end_everything(self) -> NoReturn:
         for each in self._workers.values():
@@ -257,9 +255,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the launcher decides; it tells by closing the channel
     inherit_orphans()
-    for entry in path:
-        if entry not in sys.path:
-            sys.path.append(entry)
+    # In the script's order: a module beside it may have the name of one that is found elsewhere, too.
+    sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
     _import_early()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

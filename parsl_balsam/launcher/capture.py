@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -17,7 +18,9 @@ class Capture:
     """A nameless file that is a worker's stdout and stderr."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(mode="a+b", buffering=0)
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        # What its mode "a" does not do: without it a write after `take` would leave a gap of zeros before it.
+        fcntl.fcntl(self.fileno(), fcntl.F_SETFL, fcntl.fcntl(self.fileno(), fcntl.F_GETFL) | os.O_APPEND)
 
     def fileno(self) -> int:
         """Return the descriptor that the worker writes to. It is in append mode, so `take` needs no seek."""

@@ -37,6 +37,9 @@ _AHEAD_S = 0.1
 _AHEAD_MOST = 1000
 _RATE_WINDOW_S = 0.2
 
+#: How soon after a change in the database a launcher that needs nothing looks at it, seconds.
+_HEAR_S = 0.1
+
 #: How soon to try again when the agent does not keep up with reading, seconds.
 _CONGESTED_S = 0.002
 
@@ -99,10 +102,11 @@ class Launcher:
         LeaseLost
             If the launcher was not heard of for a lease. Its tasks have been killed.
         """
+        # From the moment the block is open it must be closed, whatever signal comes.
+        self._watch_signals()
         open_block(self._database, self._block_id, self._host, os.getpid())
         inherit_orphans()
         self._start_agent()
-        self._watch_signals()
         self._selector.register(self._bell, selectors.EVENT_READ, lambda: self._bell.silence())
         self._ledger.start()
         try:
@@ -154,6 +158,8 @@ class Launcher:
         if self._ledger.changed:
             self._ledger.changed = False
             self._more = True
+            # It may be a wish to cancel something, and a launcher that has no room for more would not ask.
+            self._renew_at = min(self._renew_at, now + _HEAR_S)
         if self._ledger.refused_at > self._refused_at:
             # Nobody can take these tasks away while the server is down, nor for a lease after it is back.
             self._refused_at = self._ledger.refused_at
@@ -204,8 +210,9 @@ class Launcher:
     def _exchange(self, now: float) -> None:
         """Tell the database what happened and ask for more, if there is reason to."""
         late = [r for r in self._running.values() if not r.recorded and now - r.since >= _START_PATIENCE_S]
-        want = self._capacity() if self._more else 0
-        if not (self._ends or late or want or now >= self._renew_at):
+        renewing = now >= self._renew_at
+        want = self._capacity() if self._more or renewing else 0
+        if not (self._ends or late or want or renewing):
             return
         starts = [
             AttemptStart(r.task.task_id, r.task.number, r.task.token, self._host, r.cores, now - r.since)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
@@ -47,7 +47,7 @@ class Ended:
     payload: bytes | None = None
     exit_code: int | None = None
     signal: int | None = None
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     error: str | None = None
     output: str | None = None
     stderr_tail: str | None = None

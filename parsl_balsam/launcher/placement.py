@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from parsl_balsam.model.resources import ResourceSpec
 
-#: How long smaller tasks may overtake one that does not fit yet, seconds. After that, the room they leave is kept for it.
+#: How long smaller tasks may overtake one that does not fit yet, seconds. After that, the room they leave is kept for
+#: it.
 PATIENCE_S = 10.0
 
 

@@ -19,8 +19,8 @@ _largest_child = 0
 class MeteredPopen(subprocess.Popen):  # type: ignore[type-arg]
     """`subprocess.Popen` that notes the memory each program used.
 
-    The kernel tells a parent the peak over all children it ever had, which says nothing of one task of many. It tells the
-    peak of a single one only at the moment it is waited for.
+    The kernel tells a parent the peak over all children it ever had, which says nothing of one task of many. It tells
+    the peak of a single one only at the moment it is waited for.
     """
 
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 from parsl_balsam.launcher.capture import tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed
 from parsl_balsam.launcher.messages import Ended, Start
-from parsl_balsam.launcher.processes import has_children, sweep_all
+from parsl_balsam.launcher.processes import has_children, kill, sweep_all
 from parsl_balsam.launcher.usage import Meter, MeteredPopen
-from parsl_balsam.model.errors import NotSerializable, UnreadablePayload
+from parsl_balsam.model.errors import NotSerializable, TaskCrashed, UnreadablePayload
 from parsl_balsam.model.layers import dress
 from parsl_balsam.model.payload import decode, encode, is_plain
 from parsl_balsam.model.states import Outcome
@@ -83,6 +83,7 @@ class _Worker:
     def _leave(self) -> None:
         if has_children():
             # What the task left behind would run beside the next one. Python's own resource tracker serves all tasks.
+            _end_fork_server()
             tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
             sweep_all(spare={pid} if (pid := getattr(tracker, "_pid", None)) else ())
         if os.environ.copy() != self._environ:
@@ -110,6 +111,8 @@ class _Worker:
     def _report(self, start: Start, value: Any, error: BaseException | None) -> Ended:
         from parsl.app.errors import RemoteExceptionWrapper
 
+        if error is not None and not isinstance(error, Exception):  # it would end the thread that waits for the result
+            error = TaskCrashed(f"the task would have ended its worker: {error!r}").with_traceback(error.__traceback__)
         if error is not None:
             value = RemoteExceptionWrapper(type(error), error, error.__traceback__)
         if isinstance(value, RemoteExceptionWrapper):
@@ -122,6 +125,17 @@ class _Worker:
         except (NotSerializable, UnreadablePayload) as unusable:
             reason = type(unusable)(f"the task's result cannot be returned: {unusable}")
             return _failure(start, RemoteExceptionWrapper(type(reason), reason, None))
+
+
+def _end_fork_server() -> None:
+    """End the process from which multiprocessing forks, in a way that makes it start a new one for the next task."""
+    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if server is not None and server._forkserver_pid is not None:
+        kill(server._forkserver_pid)
+        try:
+            server._stop()
+        except OSError:  # the task has waited for it
+            pass
 
 
 def _failure(start: Start, wrapper: Any) -> Ended:

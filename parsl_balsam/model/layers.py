@@ -44,9 +44,7 @@ class Monitored:
 
 Layer = Walltime | Monitored
 
-_MONITOR_OPTIONS = frozenset(
-    {"radio_config", "run_id", "logging_level", "sleep_dur", "monitor_resources", "run_dir"}
-)
+_MONITOR_OPTIONS = frozenset({"radio_config", "run_id", "logging_level", "sleep_dur", "monitor_resources", "run_dir"})
 
 
 def peel(func: AnyFunction) -> tuple[AnyFunction, tuple[Layer, ...]]:

@@ -11,9 +11,13 @@ from tests.faults.conftest import Campaign, until
 TASKS = 20_000
 
 #: What a task may cost for good, bytes. The script keeps a key of 16 bytes and a count for each call, to tell the n-th
-#: call like this from the first; the launcher keeps nothing.
-SCRIPT_BYTES = 400
-LAUNCHER_BYTES = 100
+#: call like this from the first: about 100 bytes, and twice that when the table of them has just grown. The launcher keeps
+#: nothing.
+SCRIPT_BYTES = 200
+LAUNCHER_BYTES = 0
+
+#: What allocators and caches may still be taking after the first 5,000 tasks, bytes.
+SLACK_BYTES = 6_000_000
 
 MANY = """
     @python_app
@@ -51,10 +55,10 @@ def test_memory_and_descriptors_stay(campaign: Campaign) -> None:
     assert before.keys() == after.keys(), "a launcher or agent was replaced"
     assert len(before) >= 2
     for pid, (grown_to, descriptors) in after.items():
-        bound = SCRIPT_BYTES if int(pid) == script else LAUNCHER_BYTES
-        per_task = (grown_to - before[pid][0]) / (TASKS - 5000)
-        print(f"{'script' if int(pid) == script else 'launcher'}: {per_task:.0f} bytes a task, {descriptors} descriptors")
-        assert per_task < bound
+        who, kept = ("script", SCRIPT_BYTES) if int(pid) == script else ("launcher", LAUNCHER_BYTES)
+        growth = grown_to - before[pid][0]
+        print(f"{who} {pid}: {growth / (TASKS - 5000):.0f} bytes a task, {descriptors} descriptors")
+        assert growth < (TASKS - 5000) * kept + SLACK_BYTES
         assert descriptors <= before[pid][1] + 2
     until(lambda: not campaign.processes())
     assert not [p for p in psutil.Process(os.getpid()).children() if p.status() == psutil.STATUS_ZOMBIE]
