@@ -1,7 +1,7 @@
 """Durable ensembles of MPI and serial tasks for Parsl.
 
-`BalsamExecutor` keeps every call of an app as a row in a task database; a launcher in every block claims tasks, runs them
-and records each attempt. Kill the script, run it again: what is finished is reused, what runs is waited for.
+`BalsamExecutor` keeps every call of an app as a row in a task database; a launcher in every block claims tasks, runs
+them and records each attempt. Kill the script, run it again: what is finished is reused, what runs is waited for.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from parsl_balsam.cli.output import (
     when,
 )
 from parsl_balsam.db import history
+from parsl_balsam.db.drivers import is_dead
 from parsl_balsam.db.history import AttemptRecord, Event, OpenBlock, OpenRun, TaskRecord
-from parsl_balsam.executor.driver import is_dead
 from parsl_balsam.model.states import TaskState
 
 #: How often ``events --follow`` looks, seconds.

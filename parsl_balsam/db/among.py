@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import BindParameter, Boolean, ColumnElement, Dialect, bindparam
 from sqlalchemy.ext.compiler import compiles
@@ -28,7 +28,7 @@ class _Values(TypeDecorator[list[int]]):
 class _Among(ColumnElement[bool]):
     type = Boolean()
     inherit_cache = True
-    _traverse_internals: ClassVar[Any] = [
+    _traverse_internals = [  # noqa: RUF012
         ("column", InternalTraversal.dp_clauseelement),
         ("values", InternalTraversal.dp_clauseelement),
     ]

@@ -85,6 +85,16 @@ def close_block(database: Database, block_id: int, reason: str) -> None:
             _end(connection, block_id, row.workflow_id, BlockState.ENDED, reason)
 
 
+def abandon_block(database: Database, block_id: int, reason: str) -> None:
+    """Record that a block is over whose launcher never came. One that came speaks for itself, or loses its lease."""
+    with database.begin() as connection:
+        connection.execute(
+            blocks.update()
+            .where(blocks.c.id == block_id, blocks.c.state == BlockState.REQUESTED.value)
+            .values(state=BlockState.ENDED.value, ended_at=clock(), reason=reason)
+        )
+
+
 def reap(database: Database) -> list[int]:
     """Take back the tasks of launchers whose lease is over; return the blocks that were lost.
 

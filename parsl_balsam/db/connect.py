@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,7 @@ def resolve(where: str | Path) -> URL:
 def _sqlite_engine(url: URL, create: bool) -> Engine:
     path = Path(str(url.database))
     try:
-        # Made here and not by SQLite, so that nobody else can read it.
-        os.close(os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600))
+        _check_file(path, create)
     except OSError as error:
         raise DatabaseUnavailable(f"cannot open the database file {path}: {error.strerror}") from None
     engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_S})
@@ -219,6 +219,21 @@ def _sqlite_engine(url: URL, create: bool) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _check_file(path: Path, create: bool) -> None:
+    # Made here and not by SQLite, so that nobody else can read it. An existing file is not opened, only looked at: to
+    # close any descriptor of it takes away the locks that other connections of this process hold.
+    if create and not path.exists():
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:  # another process was first
+            pass
+    path.stat()
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+    if not os.access(path, os.R_OK | (os.W_OK if create else 0), effective_ids=True):
+        raise PermissionError(EACCES, os.strerror(EACCES))
 
 
 def _postgres_engine(url: URL) -> Engine:

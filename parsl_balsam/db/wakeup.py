@@ -86,10 +86,13 @@ class Wakeup(ABC):
     """Waits until something may have changed. One thread owns it."""
 
     @abstractmethod
-    def wait(self, timeout: float, bell: Bell) -> None:
+    def wait(self, timeout: float, bell: Bell) -> bool:
         """Return when the database changed, the bell rang or the time, in seconds, is over; whichever is first.
 
-        It may return for no reason, and does so when the connection was lost: the caller looks for itself.
+        Returns
+        -------
+        bool
+            Whether there was a notice. It is also True after a lost connection came back: one may have been missed.
         """
 
     @abstractmethod
@@ -141,21 +144,21 @@ class _SqliteWakeup(Wakeup):
         self._count = count
         return bool(noticed)
 
-    def wait(self, timeout: float, bell: Bell) -> None:
+    def wait(self, timeout: float, bell: Bell) -> bool:
         until = time.monotonic() + timeout
         while True:
             noticed = self._noticed()
             now = time.monotonic()
             if noticed:
                 self._heard_at = now
-                return
+                return True
             if now >= until:
-                return
+                return False
             interval = min(max((now - self._heard_at) / 20, _SHORTEST_POLL_S), _LONGEST_POLL_S, until - now)
             if select.select([bell], [], [], interval)[0]:
                 bell.silence()
                 self._heard_at = now
-                return
+                return False
 
     def close(self) -> None:
         self._connection.close()
@@ -181,21 +184,24 @@ class _PostgresWakeup(Wakeup):
             raise DatabaseUnavailable(f"{url.render_as_string()}: {str(error).strip()}") from error
         self._connection = connection
 
-    def wait(self, timeout: float, bell: Bell) -> None:
+    def wait(self, timeout: float, bell: Bell) -> bool:
         try:
             if self._connection is None:
                 self._connect()
-                return
+                return True
             if not self._connection.notifies:
                 readable, _, _ = select.select([self._connection, bell], [], [], timeout)
                 if bell in readable:
                     bell.silence()
                 self._connection.poll()
+            noticed = bool(self._connection.notifies)
             self._connection.notifies.clear()
+            return noticed
         except (psycopg2.Error, DatabaseUnavailable):
             self.close()
             if select.select([bell], [], [], min(timeout, _RECONNECT_S))[0]:
                 bell.silence()
+            return False
 
     def close(self) -> None:
         if self._connection is not None:

@@ -22,11 +22,13 @@ class BlockBook:
         self._run = run
         self._lease_s = lease_s
         self._rows: dict[str, int] = {}
+        self._open: set[str] = set()
 
     def record(self, block_id: str) -> int:
         """Record a block that is about to be requested; return its row."""
         row = blocks.record_block(self._database, self._run.workflow_id, self._run.run_id, block_id, self._lease_s)
         self._rows[block_id] = row
+        self._open.add(block_id)
         return row
 
     def row(self, block_id: str) -> int:
@@ -40,6 +42,12 @@ class BlockBook:
     def close(self, row: int, reason: str) -> None:
         """Record that a block will not run."""
         blocks.close_block(self._database, row, reason)
+
+    def note_over(self, block_id: str, reason: str) -> None:
+        """Record, once, that the scheduler says a block is over."""
+        if block_id in self._open:
+            blocks.abandon_block(self._database, self._rows[block_id], reason)
+            self._open.remove(block_id)
 
     def least_busy_first(self, block_ids: Sequence[str]) -> list[str]:
         """Return blocks in the order in which they may be spared."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from parsl_balsam.model.errors import TaskCancelled
 from parsl_balsam.model.identity import NoStableIdentity, call_key
-from parsl_balsam.model.layers import Layer, peel
+from parsl_balsam.model.layers import Layer, undress
 from parsl_balsam.model.payload import digest, encode
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.states import TaskState
@@ -75,7 +75,7 @@ class CallBook:
         TaskCancelled
             If the call was cancelled before it came here.
         """
-        inner, layers = peel(func)
+        inner, layers = undress(func)
         if inner is refuse:
             refuse()
         function, body = self._function(inner)

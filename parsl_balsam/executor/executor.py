@@ -24,12 +24,12 @@ from parsl.providers.base import ExecutionProvider
 from parsl.utils import RepresentationMixin
 
 from parsl_balsam.db.connect import open_database, resolve
+from parsl_balsam.db.drivers import is_dead, this_process
 from parsl_balsam.db.runs import begin_run, end_run
 from parsl_balsam.db.tasks import TaskStore
 from parsl_balsam.executor.blocks import BlockBook
 from parsl_balsam.executor.calls import CallBook, TaskFuture
 from parsl_balsam.executor.completion import Completion
-from parsl_balsam.executor.driver import is_dead, this_process
 from parsl_balsam.executor.heartbeat import Heartbeat
 from parsl_balsam.executor.pending import Pending
 from parsl_balsam.executor.submission import ReuseCounts, Submission
@@ -169,9 +169,13 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         super().start()
         self._db = open_database(self._address.render_as_string(hide_password=False))
         name = self.workflow if self.workflow is not None else f"run {uuid.uuid4()}"
-        self._run = begin_run(
-            self._db, name, self.label, str(self.run_id), this_process(), is_dead, self._policy, self.lease_s
-        )
+        try:
+            self._run = begin_run(
+                self._db, name, self.label, str(self.run_id), this_process(), is_dead, self._policy, self.lease_s
+            )
+        except Exception:
+            self._db.close()
+            raise
         store = TaskStore(self._db, self._run.workflow_id, self._run.run_id)
         self._completion = Completion(
             self._db, self._run.workflow_id, store, self._pending, self._run.finish, self._on_end
@@ -276,6 +280,9 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         """Look at the blocks, and request one if work came after the last one had ended for want of it."""
         try:
             super().poll_facade()
+            for block_id, status in self._status.items():
+                if status.terminal:
+                    self._blocks.note_over(block_id, f"its job is over: {status.message or status.state.name}")
             if self.outstanding() and self._ended_idle() and not self.bad_state_is_set:
                 super().scale_out_facade(1)
         except Exception:
@@ -347,11 +354,11 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         return [block_id for block_id, done in zip(block_ids, cancelled, strict=True) if done]
 
     def _ended_idle(self) -> bool:
-        """Tell whether the last block ended by itself. Strategy 'none' would not request another."""
-        states = [status.state for status in self._status.values()]
-        return (
-            bool(states) and all(status.terminal for status in self._status.values()) and (JobState.COMPLETED in states)
-        )
+        """Tell whether no block is left and the last one ended by itself. Strategy 'none' would not request another."""
+        if not self._status or self._live_blocks():
+            return False
+        last = max(self._status, key=int)
+        return bool(self._status[last].state is JobState.COMPLETED)
 
     def _refuse_impossible(self, spec: ResourceSpec) -> None:
         if spec.num_nodes > 1 or spec.num_ranks > 1:

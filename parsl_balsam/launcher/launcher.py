@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from parsl_balsam.db.blocks import close_block, open_block
@@ -224,8 +224,11 @@ class Launcher:
         ends, self._ends = self._ends, []
         self._asking = True
         self._wanted = want
-        known = frozenset(self._waiting) | frozenset(self._running) | frozenset(end.task_id for end in ends)
-        self._ledger.ask(Request(starts, ends, want, known))
+        self._ledger.ask(Request(starts, ends, want, self._known(ends)))
+
+    def _known(self, ends: Iterable[AttemptEnd]) -> frozenset[int]:
+        """Return all tasks whose claim has been heard of."""
+        return frozenset({*self._waiting, *self._running, *(end.task_id for end in ends)})
 
     def _capacity(self) -> int:
         """Return how many tasks to claim: what the node has room for, and some ahead where they are short."""
@@ -371,7 +374,7 @@ class Launcher:
             return
         self._wait_for(lambda: not self._asking, until)
         if not self._asking:
-            self._ledger.ask(Request(ends=self._ends, known=frozenset(self._waiting) | frozenset(self._running)))
+            self._ledger.ask(Request(ends=self._ends, known=self._known(self._ends)))
         self._ledger.close()
 
     def _wait_for(self, condition: Callable[[], bool], until: float) -> None:

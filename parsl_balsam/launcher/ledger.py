@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.claims import ClaimStore, Exchange, LeaseLost
@@ -33,7 +33,24 @@ class Request:
     ends: Sequence[AttemptEnd] = ()
     want: int = 0
     known: frozenset[int] = frozenset()  #: all tasks the launcher holds
-    at: float = field(default_factory=time.monotonic)
+    at: float = field(default_factory=time.monotonic)  #: when the ages in it were taken, on the monotonic clock
+
+    def aged(self, seconds: float) -> Request:
+        """Return the same some time later."""
+        return Request(
+            [replace(start, age_s=start.age_s + seconds) for start in self.starts],
+            [
+                replace(
+                    end,
+                    started_ago_s=None if end.started_ago_s is None else end.started_ago_s + seconds,
+                    ended_ago_s=end.ended_ago_s + seconds,
+                )
+                for end in self.ends
+            ],
+            self.want,
+            self.known,
+            self.at + seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +121,8 @@ class Ledger(threading.Thread):
             self._bell.ring()
 
     def _wait(self) -> None:
-        self._wakeup.wait(max(0.0, self._reap_at - time.monotonic()), self._mine)
-        if not self._requests:
+        due = max(0.0, self._reap_at - time.monotonic())
+        if self._wakeup.wait(due, self._mine):
             self.changed = True
             self._bell.ring()
         if time.monotonic() >= self._reap_at:
@@ -118,11 +135,13 @@ class Ledger(threading.Thread):
 
     def _carry_out(self, request: Request) -> Answer | None:
         doubtful = False
+        asked = request.at
         while True:
             began = time.monotonic()
             try:
                 if doubtful:
                     self._claims.release_strays(request.known)
+                    request = request.aged(began - request.at)
                 exchange = self._claims.exchange(request.starts, request.ends, request.want, nodes=1)
                 bodies = self._functions({task.function for task in exchange.claimed})
                 return Answer(exchange, bodies, began)
@@ -132,7 +151,7 @@ class Ledger(threading.Thread):
                 if isinstance(error, DatabaseDown):
                     self.refused_at = time.monotonic()
                     self._bell.ring()
-                if self._closing and time.monotonic() - request.at > self._lease_s:
+                if self._closing and time.monotonic() - asked > self._lease_s:
                     return None  # somebody else takes the tasks back
                 time.sleep(_RETRY_S)
 

@@ -58,7 +58,8 @@ class UnreadablePayload(BalsamError):
 
 
 class TaskCancelled(BalsamError):
-    """The task was cancelled by ``parsl_balsam.cancel`` or ``parsl-balsam cancel``. Use ``retry`` to run it after all."""
+    """The task was cancelled by ``parsl_balsam.cancel`` or ``parsl-balsam cancel``. Use ``retry`` to run
+    it after all."""
 
 
 class TaskTimeout(BalsamError):

@@ -47,7 +47,7 @@ Layer = Walltime | Monitored
 _MONITOR_OPTIONS = frozenset({"radio_config", "run_id", "logging_level", "sleep_dur", "monitor_resources", "run_dir"})
 
 
-def peel(func: AnyFunction) -> tuple[AnyFunction, tuple[Layer, ...]]:
+def undress(func: AnyFunction) -> tuple[AnyFunction, tuple[Layer, ...]]:
     """Take the per-call wrappers off a function; return what is inside, and the wrappers, outermost first.
 
     A wrapper that does not look as expected stays on: it is slower to store, not wrong.

@@ -374,7 +374,6 @@ def test_cancel_and_report_do_not_wait_for_each_other(postgres_database: Databas
     check_invariants(postgres_database)
 
 
-
 def test_task_that_no_node_can_run_fails_before_it_starts(
     database: Database, campaign: Campaign, launcher: Launcher
 ) -> None:

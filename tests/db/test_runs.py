@@ -161,7 +161,7 @@ RUN = """
 import sys
 from parsl_balsam.db.connect import open_database
 from parsl_balsam.db.runs import begin_run
-from parsl_balsam.executor.driver import is_dead, this_process
+from parsl_balsam.db.drivers import is_dead, this_process
 from parsl_balsam.model.errors import WorkflowBusy
 from parsl_balsam.model.retry import RetryPolicy
 

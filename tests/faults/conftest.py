@@ -40,7 +40,7 @@ class Campaign:
         return path.read_text().split() if path.exists() else []
 
     def write(self, body: str, name: str = "script.py") -> Path:
-        """Write the script. `load(...)` in it starts Parsl with a BalsamExecutor, `report(...)` hands a value to the test."""
+        """Write the script. In it `load(...)` starts Parsl and `report(...)` hands a value to the test."""
         head = """
             import json, sys, time
             from pathlib import Path

@@ -11,8 +11,8 @@ from tests.faults.conftest import Campaign, until
 TASKS = 20_000
 
 #: What a task may cost for good, bytes. The script keeps a key of 16 bytes and a count for each call, to tell the n-th
-#: call like this from the first: about 100 bytes, and twice that when the table of them has just grown. The launcher keeps
-#: nothing.
+#: call like this from the first: about 100 bytes, and twice that when the table of them has just grown. The launcher
+#: keeps nothing.
 SCRIPT_BYTES = 200
 LAUNCHER_BYTES = 0
 

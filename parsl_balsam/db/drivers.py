@@ -20,8 +20,10 @@ def is_dead(driver: Driver) -> bool:
     if driver.host_key != _host_key():
         return False
     try:
+        process = psutil.Process(driver.pid)
         # The kernel counts starts in clock ticks, and boot time is adjusted a little now and then.
-        return bool(abs(psutil.Process(driver.pid).create_time() - driver.pid_started) > 1.0)
+        another = abs(process.create_time() - driver.pid_started) > 1.0
+        return bool(another or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
