@@ -38,7 +38,6 @@ setup(
     },
     entry_points={"console_scripts": ["parsl-balsam=parsl_balsam.cli.main:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering",

@@ -180,11 +180,11 @@ def main() -> None:
             bar = progress.add_task("points", total=len(all_points))
             for _ in as_completed(all_points):
                 progress.advance(bar)
+        counts = executor.reuse_counts("energy")
 
         r, angle, lowest = fitted.result()
         _, computed = energy(round(r, 5), round(angle, 3), options.basis).result()
         surface = np.array([[point.result() for point in row] for row in points])
-        counts = executor.reuse_counts()
 
     picture = folder / "surface.png"
     draw(lengths, angles, surface[..., 1], (r, angle)).savefig(picture, dpi=150)
@@ -199,8 +199,8 @@ def main() -> None:
     console.print(summary)
     console.print(f"Energy there: {computed:.6f} hartree, {(lowest - computed) * KJ_PER_MOL:+.3f} kJ/mol in the fit.")
     console.print(
-        f"{len(all_points)} points; of all calls {counts.reused} were answered from recorded results, "
-        f"{counts.attached} re-attached and {counts.new} new, in {time.monotonic() - begin:.1f} s."
+        f"{len(all_points)} points in {time.monotonic() - begin:.1f} s: {counts.reused} reused, "
+        f"{counts.attached} re-attached, {counts.new} run."
     )
     console.print(f"Picture: {picture}", soft_wrap=True)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from parsl_balsam.db import blocks
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.runs import Run
+from parsl_balsam.model.launch import LaunchOrder
 from parsl_balsam.model.states import BlockState
 
 #: How often blocks that are ending are looked at, seconds.
@@ -64,3 +67,12 @@ class BlockBook:
 
     def _statuses(self, block_ids: Sequence[str]) -> list[blocks.BlockStatus]:
         return blocks.statuses(self._database, [self._rows[block_id] for block_id in block_ids])
+
+
+def write_order(order: LaunchOrder, directory: Path) -> Path:
+    """Write what the launchers of this run must know to a file that only its owner can read; return the file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "launch.json"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(order.dumps())
+    return path

@@ -27,7 +27,7 @@ from parsl_balsam.db.connect import open_database, resolve
 from parsl_balsam.db.drivers import is_dead, this_process
 from parsl_balsam.db.runs import begin_run, end_run
 from parsl_balsam.db.tasks import TaskStore
-from parsl_balsam.executor.blocks import BlockBook
+from parsl_balsam.executor.blocks import BlockBook, write_order
 from parsl_balsam.executor.calls import CallBook, TaskFuture
 from parsl_balsam.executor.completion import Completion
 from parsl_balsam.executor.heartbeat import Heartbeat
@@ -183,7 +183,15 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self._submission = Submission(self._db, store, self._pending, self._completion, self._fail)
         self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
         self._blocks = BlockBook(self._db, self._run, self.lease_s)
-        self._order_file = self._write_order()
+        order = LaunchOrder(
+            database=self._db.address,
+            workflow_id=self._run.workflow_id,
+            lease_s=self.lease_s,
+            idle_timeout_s=self.idle_timeout_s,
+            cores_per_node=self.cores_per_node,
+            python_path=tuple(os.path.abspath(entry) for entry in sys.path),
+        )
+        self._order_file = write_order(order, Path(self.run_dir) / self.label)
         for thread in (self._completion, self._submission, self._heartbeat):
             thread.start()
         # Parsl's strategy would request them one strategy period later.
@@ -229,9 +237,9 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self._submission.cancel(future)
         return True
 
-    def reuse_counts(self) -> ReuseCounts:
-        """Return how many calls were answered from recorded results, attached to unfinished tasks, or are new."""
-        return self._submission.counts()
+    def reuse_counts(self, app: str | None = None) -> ReuseCounts:
+        """Return how many calls, of one app or all, met a recorded result, a task that waits or runs, or nothing."""
+        return self._submission.counts(app)
 
     def shutdown(self) -> None:
         """Record what was submitted, stop local blocks, and give the workflow free. What has not run stays ready."""
@@ -373,23 +381,6 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
             raise ImpossibleTask(
                 f"cores_per_rank={spec.cores_per_rank} is more than the {self.workers_per_node} cores of a node"
             )
-
-    def _write_order(self) -> Path:
-        directory = Path(self.run_dir) / self.label
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "launch.json"
-        order = LaunchOrder(
-            database=self._db.address,
-            workflow_id=self._run.workflow_id,
-            lease_s=self.lease_s,
-            idle_timeout_s=self.idle_timeout_s,
-            cores_per_node=self.cores_per_node,
-            python_path=tuple(os.path.abspath(entry) for entry in sys.path),
-        )
-        # It has the database's password.
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(order.dumps())
-        return path
 
     def _on_end(self, future: TaskFuture, state: TaskState) -> None:
         # Parsl's error handler fails all futures that it finds here: out with it before it is completed.

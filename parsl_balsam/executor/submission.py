@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class Submission(threading.Thread):
         self._cancels: deque[TaskFuture] = deque()
         self._closing = False
         self._stored: set[bytes] = set()
-        self._counts = dict.fromkeys(Binding, 0)
+        self._counts: Counter[tuple[str, Binding]] = Counter()
 
     def put(self, call: Call, body: bytes, future: TaskFuture) -> None:
         """Queue a call. Its arguments are bytes already, so what the script does to them later does no harm."""
@@ -73,10 +73,13 @@ class Submission(threading.Thread):
             self._cancels.append(future)
             self._changed.notify()
 
-    def counts(self) -> ReuseCounts:
-        """Return what the calls recorded so far met."""
-        count = self._counts
-        return ReuseCounts(count[Binding.REUSED], count[Binding.ATTACHED], count[Binding.NEW] + count[Binding.REOPENED])
+    def counts(self, app: str | None) -> ReuseCounts:
+        """Return what the calls recorded so far met, those of one app or all."""
+        met: Counter[Binding] = Counter()
+        for (name, binding), count in list(self._counts.items()):
+            if app in (None, name):
+                met[binding] += count
+        return ReuseCounts(met[Binding.REUSED], met[Binding.ATTACHED], met[Binding.NEW] + met[Binding.REOPENED])
 
     def close(self, timeout: float) -> None:
         """Write what is queued, and end; give up after a time, in seconds."""
@@ -131,8 +134,7 @@ class Submission(threading.Thread):
         self._stored.update(bodies)
         futures = [future for _, _, future in batch]
         over = self._pending.note([(b.task_id, future) for b, future in zip(bound, futures, strict=True)])
-        for b in bound:
-            self._counts[b.binding] += 1
+        self._counts.update((call.app, b.binding) for (call, _, _), b in zip(batch, bound, strict=True))
         self._completion.hand_over(over, [_finished(b) for b in bound if b.binding is Binding.REUSED])
 
     def _cancel(self, futures: list[TaskFuture]) -> None:
