@@ -159,7 +159,7 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
     ).all()
     if state is BlockState.ENDED:
         waiting = [row.id for row in held if row.state == TaskState.ASSIGNED.value and not row.cancel_requested]
-        unclaim(connection, waiting, f"block {block_id}", reason)
+        unclaim(connection, waiting, f"block {block_id}", reason, at)
         held = [row for row in held if row.id not in set(waiting)]
     ends = [
         AttemptEnd(
@@ -174,6 +174,6 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
         )
         for row in held
     ]
-    record_ends(connection, workflow_id, ends, f"block {block_id}")
+    record_ends(connection, workflow_id, ends, f"block {block_id}", at)
     notify(connection, workflow_id, Topic.WORK)
     notify(connection, workflow_id, Topic.FINISHED)

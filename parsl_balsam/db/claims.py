@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select
 
 from parsl_balsam.db.among import among
-from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.connect import Database, clock
 from parsl_balsam.db.endings import record_ends, unclaim
 from parsl_balsam.db.schema import arguments, attempts, blocks, events, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
@@ -55,7 +55,7 @@ class ClaimStore:
             If the block was reaped. Nothing was written.
         """
         with self._database.begin() as connection:
-            superseded = self._renew(connection)
+            at, superseded = self._renew(connection)
             if starts and ends:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
                 connection.execute(
@@ -64,15 +64,15 @@ class ClaimStore:
                     .order_by(tasks.c.id)
                     .with_for_update()
                 )
-            written = record_ends(connection, self._workflow_id, ends, self._who)
-            self._record_starts(connection, starts)
-            claimed = [] if superseded or not want else self._claim(connection, want, nodes)
+            written = record_ends(connection, self._workflow_id, ends, self._who, at)
+            self._record_starts(connection, starts, at)
+            claimed = [] if superseded or not want else self._claim(connection, want, nodes, at)
             cancelled = list(
                 connection.execute(
                     select(tasks.c.id).where(tasks.c.block_id == self._block_id, tasks.c.cancel_requested)
                 ).scalars()
             )
-            wait = self._next_ready(connection, nodes) if want > len(claimed) and not superseded else None
+            wait = self._next_ready(connection, nodes, at) if want > len(claimed) and not superseded else None
             if written:
                 notify(connection, self._workflow_id, Topic.FINISHED)
             if any(end.outcome is not Outcome.DONE for end in written):
@@ -98,7 +98,7 @@ class ClaimStore:
             If the block was reaped. Nothing was written.
         """
         with self._database.begin() as connection:
-            self._renew(connection)
+            at, _ = self._renew(connection)
             strays = connection.execute(
                 select(tasks.c.id, tasks.c.attempts, tasks.c.token, tasks.c.cancel_requested)
                 .where(
@@ -110,33 +110,34 @@ class ClaimStore:
                 .with_for_update()
             ).all()
             wanted = [row.id for row in strays if not row.cancel_requested]
-            unclaim(connection, wanted, self._who, "its claim was not acknowledged")
+            unclaim(connection, wanted, self._who, "its claim was not acknowledged", at)
             unwanted = [
                 AttemptEnd(row.id, row.attempts, row.token, Outcome.CANCELLED) for row in strays if row.cancel_requested
             ]
-            record_ends(connection, self._workflow_id, unwanted, self._who)
+            record_ends(connection, self._workflow_id, unwanted, self._who, at)
             if wanted:
                 notify(connection, self._workflow_id, Topic.WORK)
             if unwanted:
                 notify(connection, self._workflow_id, Topic.FINISHED)
         return len(strays)
 
-    def _renew(self, connection: Connection) -> bool:
-        """Renew the lease and lock it, so that nobody reaps the block before this transaction ends."""
+    def _renew(self, connection: Connection) -> tuple[float, bool]:
+        """Renew the lease and lock it, so that nobody reaps the block before this transaction ends.
+
+        Return the database's clock, and whether a later run drives the workflow.
+        """
+        current = select(workflows.c.current_run).where(workflows.c.id == self._workflow_id).scalar_subquery()
         row = connection.execute(
             blocks.update()
             .where(blocks.c.id == self._block_id, blocks.c.state == BlockState.RUNNING.value)
             .values(lease_until=clock() + blocks.c.lease_s)
-            .returning(blocks.c.run_id)
+            .returning(clock().label("at"), (blocks.c.run_id != current).label("superseded"))
         ).first()
         if row is None:
             raise LeaseLost(f"block {self._block_id} lost its lease")
-        current = connection.execute(
-            select(workflows.c.current_run).where(workflows.c.id == self._workflow_id)
-        ).scalar_one()
-        return bool(current != row.run_id)
+        return float(row.at), bool(row.superseded)
 
-    def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart]) -> None:
+    def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart], at: float) -> None:
         if not starts:
             return
         rows = connection.execute(
@@ -148,7 +149,6 @@ class ClaimStore:
         mine = [start for start in starts if held.get(start.task_id) == start.token]
         if not mine:
             return
-        at = now(connection)
         connection.execute(
             tasks.update()
             .where(among(tasks.c.id, (start.task_id for start in mine)))
@@ -171,12 +171,12 @@ class ClaimStore:
             connection, ((start.task_id, f"attempt {start.number}") for start in mine), at, TaskState.RUNNING, self._who
         )
 
-    def _claim(self, connection: Connection, want: int, nodes: int) -> list[ClaimedTask]:
+    def _claim(self, connection: Connection, want: int, nodes: int, at: float) -> list[ClaimedTask]:
         picked = (
             select(tasks.c.id)
             .where(
                 *self._claimable(nodes),
-                or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= clock()),
+                or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= at),
             )
             .order_by(tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
             .limit(want)
@@ -214,7 +214,6 @@ class ClaimStore:
             row.task_id: bytes(row.payload)
             for row in connection.execute(select(arguments).where(among(arguments.c.task_id, ids)))
         }
-        at = now(connection)
         connection.execute(
             attempts.insert(),
             [{"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at} for row in rows],
@@ -234,11 +233,11 @@ class ClaimStore:
             for row in rows
         ]
 
-    def _next_ready(self, connection: Connection, nodes: int) -> float | None:
+    def _next_ready(self, connection: Connection, nodes: int, at: float) -> float | None:
         due = connection.execute(
-            select(func.min(tasks.c.ready_at) - clock()).where(*self._claimable(nodes), tasks.c.ready_at.is_not(None))
+            select(func.min(tasks.c.ready_at)).where(*self._claimable(nodes), tasks.c.ready_at.is_not(None))
         ).scalar()
-        return None if due is None else max(0.0, float(due))
+        return None if due is None else max(0.0, float(due) - at)
 
     def _claimable(self, nodes: int) -> tuple[ColumnElement[bool], ...]:
         """Say which tasks this block may claim, now or when they are due."""

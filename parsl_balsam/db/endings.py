@@ -12,7 +12,6 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 
 from parsl_balsam.db.among import among
-from parsl_balsam.db.connect import now
 from parsl_balsam.db.schema import attempts, events, results, runs, tasks, workflows
 from parsl_balsam.model import retry
 from parsl_balsam.model.resources import ResourceSpec
@@ -30,8 +29,12 @@ class _Verdict:
     ready_at: float | None = None
 
 
-def record_ends(connection: Connection, workflow_id: int, ends: Sequence[AttemptEnd], who: str) -> list[AttemptEnd]:
+def record_ends(
+    connection: Connection, workflow_id: int, ends: Sequence[AttemptEnd], who: str, at: float
+) -> list[AttemptEnd]:
     """Write the ends of attempts that still hold their claim; return those that were written.
+
+    `at` is the time on the database's clock.
 
     An end whose token is no longer its task's is dropped: its launcher was reaped.
     """
@@ -41,7 +44,6 @@ def record_ends(connection: Connection, workflow_id: int, ends: Sequence[Attempt
     ends = [end for end in ends if _holds(held.get(end.task_id), end)]
     if not ends:
         return []
-    at = now(connection)
     verdicts = _verdicts(connection, ends, held, at)
     _write_tasks(connection, workflow_id, verdicts, at)
     if payloads := [
@@ -71,7 +73,7 @@ def next_finish(connection: Connection, workflow_id: int) -> int:
     return int(connection.execute(raised).scalar_one())
 
 
-def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str) -> None:
+def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str, at: float) -> None:
     """Make tasks ready again whose attempts never began, as if they had not been claimed."""
     if not ids:
         return
@@ -82,7 +84,6 @@ def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str) -> N
         .returning(tasks.c.id, tasks.c.attempts)
     ).all()
     connection.execute(_DELETE_ATTEMPT, [{"t": row.id, "n": row.attempts + 1} for row in rows])
-    at = now(connection)
     connection.execute(events.insert(), [_event(row.id, at, TaskState.READY, who, why) for row in rows])
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.among import among
-from parsl_balsam.db.connect import Database, now
+from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.schema import arguments, attempts, events, functions, results, runs, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
@@ -49,14 +49,13 @@ class TaskStore:
             If another run drives the workflow now. Nothing was recorded.
         """
         with self._database.begin() as connection:
-            self._fence(connection)
+            at = self._fence(connection)
             if bodies:
                 connection.execute(
                     _insert(connection, functions).on_conflict_do_nothing(),
                     # In order: two runs that store the same functions would otherwise wait for each other.
                     [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())],
                 )
-            at = now(connection)
             bound = self._insert_new(connection, calls, at)
             if len(bound) < len(calls):
                 bound |= self._attach(connection, [call for call in calls if _identity(call) not in bound], at)
@@ -89,16 +88,18 @@ class TaskStore:
             for row in rows
         ]
 
-    def _fence(self, connection: Connection) -> None:
+    def _fence(self, connection: Connection) -> float:
+        """Return the database's clock, if this run still drives the workflow."""
         # FOR SHARE: the run that takes over must update this row first, so it waits until this transaction ends.
         alive = connection.execute(
-            select(runs.c.id).where(runs.c.id == self._run_id, runs.c.ended_at.is_(None)).with_for_update(read=True)
-        ).first()
+            select(clock()).where(runs.c.id == self._run_id, runs.c.ended_at.is_(None)).with_for_update(read=True)
+        ).scalar()
         if alive is None:
             raise WorkflowLost(
                 "another run took this workflow over while this one was not heard of; its tasks go on there. "
                 "Start this script again when the other has ended"
             )
+        return float(alive)
 
     def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
         ids = _reserve_ids(connection, len(calls))
