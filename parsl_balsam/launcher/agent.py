@@ -19,7 +19,7 @@ from parsl_balsam.launcher import usage, worker
 from parsl_balsam.launcher.capture import Capture, tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed
 from parsl_balsam.launcher.messages import Ended, Kill, Lease, Start
-from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, sweep
+from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, sweep, sweep_all
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
@@ -254,6 +254,7 @@ def main() -> None:
     descriptor, warm, *path = sys.argv[1:]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the launcher decides; it tells by closing the channel
+    _leave_a_guard(int(descriptor))
     inherit_orphans()
     # In the script's order: a module beside it may have the name of one that is found elsewhere, too.
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
@@ -262,6 +263,24 @@ def main() -> None:
     os.dup2(null, 0)
     os.close(null)
     Agent(Channel(socket.socket(fileno=int(descriptor)))).run(int(warm))
+
+
+def _leave_a_guard(descriptor: int) -> None:
+    """Go on as a child of a process that does nothing but outlive it, and end what it leaves behind.
+
+    The agent ends its tasks when its launcher dies. Killed together with it, it cannot: the kernel then ends its
+    workers, and the programs that these had started come to the guard.
+    """
+    guard = os.getpid()
+    inherit_orphans()
+    agent = os.fork()
+    if agent == 0:
+        die_with_parent(guard)
+        return
+    os.close(descriptor)  # the launcher must see the agent's end of the channel close
+    os.waitpid(agent, 0)
+    sweep_all()
+    os._exit(0)
 
 
 def _import_early() -> None:

@@ -139,15 +139,15 @@ class Launcher:
     def _over(self) -> bool:
         if self._ledger.lost or self._ledger.failure:
             return True
-        if self._stop_reason is None and not self._holds_anything():
+        if self._stop_reason is None and not self._asking and not self._holds_tasks():
             if self._superseded:
                 self._stop_reason = "a later run drives the workflow"
             elif time.monotonic() - self._idle_since >= self._order.idle_timeout_s:
                 self._stop_reason = f"no work for {self._order.idle_timeout_s:g} s"
         return self._stop_reason is not None
 
-    def _holds_anything(self) -> bool:
-        return bool(self._waiting or self._running or self._ends or self._asking)
+    def _holds_tasks(self) -> bool:
+        return bool(self._waiting or self._running or self._ends)
 
     def _act(self) -> None:
         """React to whatever has changed."""
@@ -170,15 +170,15 @@ class Launcher:
         self._place(now)
         if not self._asking:
             self._exchange(now)
-        if self._holds_anything():
+        if self._holds_tasks():
             self._idle_since = now
 
     def _pause(self) -> float:
         """Return how long to sleep if nothing happens, seconds."""
         now = time.monotonic()
-        due = [self._idle_since + self._order.idle_timeout_s]
+        due = [now + self._order.lease_s]
         if not self._asking:
-            due.append(self._renew_at)
+            due += [self._renew_at, self._idle_since + self._order.idle_timeout_s]
             if self._look_at is not None:
                 due.append(self._look_at)
             unrecorded = [r.since for r in self._running.values() if not r.recorded]

@@ -91,7 +91,8 @@ def test_strategy_does_not_double_the_first_blocks(load: Load) -> None:
 
 @pytest.mark.parametrize("strategy", ["none", "simple"])
 def test_idle_block_ends_and_a_new_one_comes_with_work(load: Load, strategy: str) -> None:
-    run = load({**QUICK, "strategy": strategy}, provider=QuickLocalProvider(), idle_timeout_s=0.3)
+    # The lease is renewed every 0.2 s, which is no work.
+    run = load({**QUICK, "strategy": strategy}, provider=QuickLocalProvider(), idle_timeout_s=0.3, lease_s=1.0)
     assert add(1, 2).result() == 3
     wait_for(lambda: not processes(run.directory), "the idle block to end")
     (block,) = run.rows(blocks)

@@ -1,0 +1,43 @@
+"""Whatever is killed, no program that a task started goes on alone."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from tests.faults.conftest import Campaign, until
+
+STARTS_PROGRAMS = """
+    @bash_app
+    def start_programs(directory):
+        return f'''
+            (setsid setsid sleep 600 & echo $! >> '{directory}/lines')
+            sleep 600 & echo $! >> '{directory}/lines'
+            wait
+        '''
+
+    if __name__ == "__main__":
+        with load(workflow="programs", lease_s=2.0):
+            start_programs(DIRECTORY).result()
+"""
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("killed", ["launcher", "agent", "worker", "launcher and agent", "agent and worker"])
+def test_programs_end_with_those_who_started_them(campaign: Campaign, killed: str) -> None:
+    script = campaign.start(campaign.write(STARTS_PROGRAMS))
+    until(lambda: len(campaign.lines) == 2)
+    programs = [process for process in campaign.processes("sleep 600") if "bash" not in process.name()]
+    assert len(programs) == 2
+    (launcher,) = campaign.processes("parsl_balsam.launcher ")
+    (guard,) = launcher.children()
+    (agent,) = guard.children()
+    workers = agent.children()
+    campaign.kill(script)
+    victims = {"launcher": [launcher], "agent": [agent], "worker": workers}
+    for name in killed.split(" and "):
+        for process in victims[name]:
+            process.kill()
+    until(lambda: not any(program.is_running() and program.status() != psutil.STATUS_ZOMBIE for program in programs))
+    if "launcher" in killed:
+        until(lambda: not campaign.processes())
