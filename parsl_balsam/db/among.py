@@ -38,8 +38,10 @@ class _Among(ColumnElement[bool]):
         self.values = values
 
 
-def among(column: ColumnElement[int], values: Iterable[int]) -> ColumnElement[bool]:
-    """Return the condition that an integer column has one of these values."""
+def among(column: ColumnElement[int], values: Iterable[int] | str) -> ColumnElement[bool]:
+    """Return the condition that an integer column has one of these values, or of those in the parameter so named."""
+    if isinstance(values, str):
+        return _Among(column, bindparam(values, type_=_Values()))
     return _Among(column, bindparam(None, list(values), type_=_Values(), unique=True))
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, or_, select
+from sqlalchemy import Connection, bindparam, func, or_, select
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
-from parsl_balsam.db.endings import record_ends, unclaim
-from parsl_balsam.db.schema import arguments, attempts, blocks, events, functions, tasks, workflows
+from parsl_balsam.db.endings import INSERT_EVENTS, record_ends, unclaim
+from parsl_balsam.db.schema import arguments, attempts, blocks, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
@@ -58,20 +58,12 @@ class ClaimStore:
             at, superseded = self._renew(connection)
             if starts and ends:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
-                connection.execute(
-                    select(tasks.c.id)
-                    .where(among(tasks.c.id, [start.task_id for start in starts] + [end.task_id for end in ends]))
-                    .order_by(tasks.c.id)
-                    .with_for_update()
-                )
+                ids = [start.task_id for start in starts] + [end.task_id for end in ends]
+                connection.execute(_LOCK, {"ids": ids})
             written = record_ends(connection, self._workflow_id, ends, self._who, at)
             self._record_starts(connection, starts, at)
             claimed = [] if superseded or not want else self._claim(connection, want, nodes, at)
-            cancelled = list(
-                connection.execute(
-                    select(tasks.c.id).where(tasks.c.block_id == self._block_id, tasks.c.cancel_requested)
-                ).scalars()
-            )
+            cancelled = list(connection.execute(_TO_CANCEL, {"block": self._block_id}).scalars())
             wait = self._next_ready(connection, nodes, at) if want > len(claimed) and not superseded else None
             if written:
                 notify(connection, self._workflow_id, Topic.FINISHED)
@@ -126,13 +118,7 @@ class ClaimStore:
 
         Return the database's clock, and whether a later run drives the workflow.
         """
-        current = select(workflows.c.current_run).where(workflows.c.id == self._workflow_id).scalar_subquery()
-        row = connection.execute(
-            blocks.update()
-            .where(blocks.c.id == self._block_id, blocks.c.state == BlockState.RUNNING.value)
-            .values(lease_until=clock() + blocks.c.lease_s)
-            .returning(clock().label("at"), (blocks.c.run_id != current).label("superseded"))
-        ).first()
+        row = connection.execute(_RENEW, {"workflow": self._workflow_id, "block": self._block_id}).first()
         if row is None:
             raise LeaseLost(f"block {self._block_id} lost its lease")
         return float(row.at), bool(row.superseded)
@@ -140,20 +126,12 @@ class ClaimStore:
     def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart], at: float) -> None:
         if not starts:
             return
-        rows = connection.execute(
-            select(tasks.c.id, tasks.c.token)
-            .where(among(tasks.c.id, (start.task_id for start in starts)), tasks.c.state == TaskState.ASSIGNED.value)
-            .with_for_update()
-        ).all()
+        rows = connection.execute(_ASSIGNED, {"ids": [start.task_id for start in starts]})
         held = {row.id: row.token for row in rows}
         mine = [start for start in starts if held.get(start.task_id) == start.token]
         if not mine:
             return
-        connection.execute(
-            tasks.update()
-            .where(among(tasks.c.id, (start.task_id for start in mine)))
-            .values(state=TaskState.RUNNING.value)
-        )
+        connection.execute(_RUNNING, {"ids": [start.task_id for start in mine]})
         connection.execute(
             _START_ATTEMPT,
             [
@@ -172,50 +150,27 @@ class ClaimStore:
         )
 
     def _claim(self, connection: Connection, want: int, nodes: int, at: float) -> list[ClaimedTask]:
-        picked = (
-            select(tasks.c.id)
-            .where(
-                *self._claimable(nodes),
-                or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= at),
-            )
-            .order_by(tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
-            .limit(want)
-            .with_for_update(skip_locked=True)
-            # A subquery may be run again for every row, and would then lock and skip other rows each time.
-            .cte("picked")
-        )
         token = secrets.randbits(62)
         rows = connection.execute(
-            tasks.update()
-            .where(tasks.c.id.in_(select(picked.c.id)))
-            .values(
-                state=TaskState.ASSIGNED.value,
-                block_id=self._block_id,
-                token=token,
-                attempts=tasks.c.attempts + 1,
-                ready_at=None,
-            )
-            .returning(
-                tasks.c.id,
-                tasks.c.attempts,
-                tasks.c.app,
-                tasks.c.function,
-                tasks.c.spec,
-                tasks.c.stderr,
-                tasks.c.priority,
-                tasks.c.nodes,
-            )
+            _CLAIM,
+            {
+                "workflow": self._workflow_id,
+                "most_nodes": nodes,
+                "at": at,
+                "want": want,
+                "block": self._block_id,
+                "new_token": token,
+            },
         ).all()
         if not rows:
             return []
         rows = sorted(rows, key=lambda row: (-row.priority, -row.nodes, row.id))
         ids = [row.id for row in rows]
         payloads: Mapping[int, bytes] = {
-            row.task_id: bytes(row.payload)
-            for row in connection.execute(select(arguments).where(among(arguments.c.task_id, ids)))
+            row.task_id: bytes(row.payload) for row in connection.execute(_ARGUMENTS, {"ids": ids})
         }
         connection.execute(
-            attempts.insert(),
+            _INSERT_ATTEMPTS,
             [{"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at} for row in rows],
         )
         _log(connection, ((row.id, f"attempt {row.attempts}") for row in rows), at, TaskState.ASSIGNED, self._who)
@@ -234,28 +189,85 @@ class ClaimStore:
         ]
 
     def _next_ready(self, connection: Connection, nodes: int, at: float) -> float | None:
-        due = connection.execute(
-            select(func.min(tasks.c.ready_at)).where(*self._claimable(nodes), tasks.c.ready_at.is_not(None))
-        ).scalar()
+        due = connection.execute(_NEXT_READY, {"workflow": self._workflow_id, "most_nodes": nodes}).scalar()
         return None if due is None else max(0.0, float(due) - at)
-
-    def _claimable(self, nodes: int) -> tuple[ColumnElement[bool], ...]:
-        """Say which tasks this block may claim, now or when they are due."""
-        current = select(workflows.c.current_run).where(workflows.c.id == self._workflow_id).scalar_subquery()
-        return (
-            tasks.c.workflow_id == self._workflow_id,
-            tasks.c.run_id == current,
-            tasks.c.state == TaskState.READY.value,
-            tasks.c.nodes <= nodes,
-        )
 
 
 def _log(connection: Connection, changes: Iterable[tuple[int, str]], at: float, state: TaskState, who: str) -> None:
     rows: list[dict[str, Any]] = [
         {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id, why in changes
     ]
-    connection.execute(events.insert(), rows)
+    connection.execute(INSERT_EVENTS, rows)
 
+
+# The statements are made once: to put one together takes SQLAlchemy longer than to run it.
+
+_current_run = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
+
+_RENEW = (
+    blocks.update()
+    .where(blocks.c.id == bindparam("block"), blocks.c.state == BlockState.RUNNING.value)
+    .values(lease_until=clock() + blocks.c.lease_s)
+    .returning(clock().label("at"), (blocks.c.run_id != _current_run).label("superseded"))
+)
+
+_LOCK = select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update()
+
+_TO_CANCEL = select(tasks.c.id).where(tasks.c.block_id == bindparam("block"), tasks.c.cancel_requested)
+
+_ASSIGNED = (
+    select(tasks.c.id, tasks.c.token)
+    .where(among(tasks.c.id, "ids"), tasks.c.state == TaskState.ASSIGNED.value)
+    .with_for_update()
+)
+
+_RUNNING = tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState.RUNNING.value)
+
+#: Which tasks a block may claim, now or when they are due.
+_claimable = (
+    tasks.c.workflow_id == bindparam("workflow"),
+    tasks.c.run_id == _current_run,
+    tasks.c.state == TaskState.READY.value,
+    tasks.c.nodes <= bindparam("most_nodes"),
+)
+
+_NEXT_READY = select(func.min(tasks.c.ready_at)).where(*_claimable, tasks.c.ready_at.is_not(None))
+
+_picked = (
+    select(tasks.c.id)
+    .where(*_claimable, or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at")))
+    .order_by(tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
+    .limit(bindparam("want"))
+    .with_for_update(skip_locked=True)
+    # A subquery may be run again for every row, and would then lock and skip other rows each time.
+    .cte("picked")
+)
+
+_CLAIM = (
+    tasks.update()
+    .where(tasks.c.id.in_(select(_picked.c.id)))
+    .values(
+        state=TaskState.ASSIGNED.value,
+        block_id=bindparam("block"),
+        token=bindparam("new_token"),
+        attempts=tasks.c.attempts + 1,
+        ready_at=None,
+    )
+    .returning(
+        tasks.c.id,
+        tasks.c.attempts,
+        tasks.c.app,
+        tasks.c.function,
+        tasks.c.spec,
+        tasks.c.stderr,
+        tasks.c.priority,
+        tasks.c.nodes,
+    )
+)
+
+_INSERT_ATTEMPTS = attempts.insert()
+
+_ARGUMENTS = select(arguments).where(among(arguments.c.task_id, "ids"))
 
 _START_ATTEMPT = (
     attempts.update()

@@ -51,26 +51,20 @@ def record_ends(
         for end in ends
         if end.payload is not None and verdicts[end.task_id].state in TERMINAL
     ]:
-        connection.execute(results.insert(), payloads)
+        connection.execute(_INSERT_RESULTS, payloads)
     connection.execute(_END_ATTEMPT, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
     log: list[dict[str, Any]] = []
     for end in ends:
         if held[end.task_id].state == TaskState.ASSIGNED.value and end.started_ago_s is not None:
             log.append(_event(end.task_id, at - end.started_ago_s, TaskState.RUNNING, who, f"attempt {end.number}"))
         log.append(_event(end.task_id, at, verdicts[end.task_id].state, who, verdicts[end.task_id].why))
-    connection.execute(events.insert(), log)
+    connection.execute(INSERT_EVENTS, log)
     return list(ends)
 
 
 def next_finish(connection: Connection, workflow_id: int) -> int:
     """Return the number for tasks that this transaction ends. Runs follow these numbers to learn what is over."""
-    raised = (
-        workflows.update()
-        .where(workflows.c.id == workflow_id)
-        .values(last_finish=workflows.c.last_finish + 1)
-        .returning(workflows.c.last_finish)
-    )
-    return int(connection.execute(raised).scalar_one())
+    return int(connection.execute(_COUNT_UP, {"workflow": workflow_id}).scalar_one())
 
 
 def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str, at: float) -> None:
@@ -84,7 +78,7 @@ def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str, at: 
         .returning(tasks.c.id, tasks.c.attempts)
     ).all()
     connection.execute(_DELETE_ATTEMPT, [{"t": row.id, "n": row.attempts + 1} for row in rows])
-    connection.execute(events.insert(), [_event(row.id, at, TaskState.READY, who, why) for row in rows])
+    connection.execute(INSERT_EVENTS, [_event(row.id, at, TaskState.READY, who, why) for row in rows])
 
 
 def _event(task_id: int, at: float, state: TaskState, who: str, why: str) -> dict[str, Any]:
@@ -93,21 +87,7 @@ def _event(task_id: int, at: float, state: TaskState, who: str, why: str) -> dic
 
 def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
     """Read the tasks and keep others from changing them until this transaction ends."""
-    rows = connection.execute(
-        select(
-            tasks.c.id,
-            tasks.c.token,
-            tasks.c.attempts,
-            tasks.c.state,
-            tasks.c.cancel_requested,
-            tasks.c.spec,
-            tasks.c.run_id,
-            tasks.c.budget_from,
-        )
-        .where(among(tasks.c.id, ids))
-        .order_by(tasks.c.id)
-        .with_for_update()
-    )
+    rows = connection.execute(_HOLDERS, {"ids": ids})
     return {row.id: row for row in rows}
 
 
@@ -179,11 +159,7 @@ def _write_tasks(connection: Connection, workflow_id: int, verdicts: dict[int, _
     if by_state:
         finish = next_finish(connection, workflow_id)
         for state, ids in by_state.items():
-            connection.execute(
-                tasks.update()
-                .where(among(tasks.c.id, ids))
-                .values(state=state.value, block_id=None, token=None, finished_at=at, finish=finish)
-            )
+            connection.execute(_FINISH, {"ids": ids, "new_state": state.value, "at": at, "number": finish})
 
 
 def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any]:
@@ -213,6 +189,46 @@ def storable(text: str | None) -> str | None:
     # PostgreSQL takes neither NUL nor lone surrogates; programs print both, and names of files have the latter.
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
+
+#: Every change of a task's state is written with it.
+INSERT_EVENTS = events.insert()
+
+_INSERT_RESULTS = results.insert()
+
+_COUNT_UP = (
+    workflows.update()
+    .where(workflows.c.id == bindparam("workflow"))
+    .values(last_finish=workflows.c.last_finish + 1)
+    .returning(workflows.c.last_finish)
+)
+
+_HOLDERS = (
+    select(
+        tasks.c.id,
+        tasks.c.token,
+        tasks.c.attempts,
+        tasks.c.state,
+        tasks.c.cancel_requested,
+        tasks.c.spec,
+        tasks.c.run_id,
+        tasks.c.budget_from,
+    )
+    .where(among(tasks.c.id, "ids"))
+    .order_by(tasks.c.id)
+    .with_for_update()
+)
+
+_FINISH = (
+    tasks.update()
+    .where(among(tasks.c.id, "ids"))
+    .values(
+        state=bindparam("new_state"),
+        block_id=None,
+        token=None,
+        finished_at=bindparam("at"),
+        finish=bindparam("number"),
+    )
+)
 
 _READY_AGAIN = (
     tasks.update()

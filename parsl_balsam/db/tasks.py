@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select, tuple_
+from sqlalchemy import Connection, Integer, Table, bindparam, func, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
-from parsl_balsam.db.endings import next_finish, storable
-from parsl_balsam.db.schema import arguments, attempts, events, functions, results, runs, tasks, workflows
+from parsl_balsam.db.endings import INSERT_EVENTS, next_finish, storable
+from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
 from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
@@ -52,7 +53,7 @@ class TaskStore:
             at = self._fence(connection)
             if bodies:
                 connection.execute(
-                    _insert(connection, functions).on_conflict_do_nothing(),
+                    _insert(functions, connection.dialect.name),
                     # In order: two runs that store the same functions would otherwise wait for each other.
                     [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())],
                 )
@@ -65,22 +66,13 @@ class TaskStore:
     def finished_since(self, finish: int) -> tuple[list[int], int]:
         """Return the ids of the tasks that ended after a point, and the point to ask from next time."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(tasks.c.id, tasks.c.finish).where(
-                    tasks.c.workflow_id == self._workflow_id, tasks.c.finish > finish
-                )
-            ).all()
+            rows = connection.execute(_FINISHED_SINCE, {"workflow": self._workflow_id, "number": finish}).all()
         return [row.id for row in rows], max((row.finish for row in rows), default=finish)
 
     def fetch(self, ids: Sequence[int]) -> list[FinishedTask]:
         """Return tasks that are in a terminal state, with what they returned or raised."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
-                .outerjoin(results, results.c.task_id == tasks.c.id)
-                .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
-                .where(among(tasks.c.id, ids), tasks.c.state.in_(_FINISHED))
-            ).all()
+            rows = connection.execute(_FETCH, {"ids": list(ids)}).all()
         return [
             FinishedTask(
                 row.id, TaskState(row.state), row.payload, Outcome(row.outcome) if row.outcome else None, row.error
@@ -91,9 +83,7 @@ class TaskStore:
     def _fence(self, connection: Connection) -> float:
         """Return the database's clock, if this run still drives the workflow."""
         # FOR SHARE: the run that takes over must update this row first, so it waits until this transaction ends.
-        alive = connection.execute(
-            select(clock()).where(runs.c.id == self._run_id, runs.c.ended_at.is_(None)).with_for_update(read=True)
-        ).scalar()
+        alive = connection.execute(_FENCE, {"run": self._run_id}).scalar()
         if alive is None:
             raise WorkflowLost(
                 "another run took this workflow over while this one was not heard of; its tasks go on there. "
@@ -104,7 +94,7 @@ class TaskStore:
     def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
         ids = _reserve_ids(connection, len(calls))
         connection.execute(
-            _insert(connection, tasks).on_conflict_do_nothing(index_elements=["workflow_id", "key", "occurrence"]),
+            _insert(tasks, connection.dialect.name),
             [
                 {
                     "id": task_id,
@@ -120,11 +110,11 @@ class TaskStore:
                 for task_id, call in zip(ids, calls, strict=True)
             ],
         )
-        inserted = set(connection.execute(select(tasks.c.id).where(among(tasks.c.id, ids))).scalars())
+        inserted = set(connection.execute(_EXISTING, {"ids": list(ids)}).scalars())
         fresh = [(task_id, call) for task_id, call in zip(ids, calls, strict=True) if task_id in inserted]
         if fresh:
             connection.execute(
-                arguments.insert(), [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
+                _INSERT_ARGUMENTS, [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
             )
             self._log(connection, (task_id for task_id, _ in fresh), at, TaskState.READY, "called")
         return {_identity(call): Bound(task_id, Binding.NEW) for task_id, call in fresh}
@@ -278,17 +268,16 @@ def _reopen(connection: Connection, ids: Sequence[int]) -> None:
 def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
     """Return ids for new tasks. They are chosen before, so that they tell which calls were new."""
     if connection.dialect.name == "sqlite":  # this transaction is the only one that writes
-        last = connection.execute(select(func.coalesce(func.max(tasks.c.id), 0))).scalar_one()
+        last = connection.execute(_LAST_ID).scalar_one()
         return range(last + 1, last + 1 + count)
-    sequence = func.pg_get_serial_sequence(tasks.name, tasks.c.id.name)
-    return list(
-        connection.execute(select(func.nextval(sequence)).select_from(func.generate_series(1, count))).scalars()
-    )
+    return list(connection.execute(_NEXT_IDS, {"count": count}).scalars())
 
 
-def _insert(connection: Connection, table: Any) -> Any:
-    """Return an INSERT that can say ON CONFLICT; the two databases spell it alike, SQLAlchemy does not."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+@cache
+def _insert(table: Table, dialect: str) -> Any:
+    """Return an INSERT that leaves out what is there already; the two databases spell it alike, SQLAlchemy does not."""
+    insert: Any = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    return insert.on_conflict_do_nothing()
 
 
 def _identity(call: Call) -> tuple[bytes, int]:
@@ -310,10 +299,33 @@ def _revisable(call: Call) -> dict[str, Any]:
 
 def _log_events(connection: Connection, ids: Iterable[int], at: float, state: TaskState, who: str, why: str) -> None:
     connection.execute(
-        events.insert(),
+        INSERT_EVENTS,
         [{"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id in ids],
     )
 
+
+_FENCE = select(clock()).where(runs.c.id == bindparam("run"), runs.c.ended_at.is_(None)).with_for_update(read=True)
+
+_LAST_ID = select(func.coalesce(func.max(tasks.c.id), 0))
+
+_NEXT_IDS = select(func.nextval(func.pg_get_serial_sequence(tasks.name, tasks.c.id.name))).select_from(
+    func.generate_series(1, bindparam("count", type_=Integer()))
+)
+
+_EXISTING = select(tasks.c.id).where(among(tasks.c.id, "ids"))
+
+_INSERT_ARGUMENTS = arguments.insert()
+
+_FINISHED_SINCE = select(tasks.c.id, tasks.c.finish).where(
+    tasks.c.workflow_id == bindparam("workflow"), tasks.c.finish > bindparam("number")
+)
+
+_FETCH = (
+    select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
+    .outerjoin(results, results.c.task_id == tasks.c.id)
+    .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
+    .where(among(tasks.c.id, "ids"), tasks.c.state.in_(_FINISHED))
+)
 
 _REVISE_TASK = (
     tasks.update()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from enum import Enum
 
 import psycopg2
-from sqlalchemy import Connection, func
+from sqlalchemy import Connection, bindparam, func
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects import sqlite
 
@@ -38,10 +38,12 @@ class Topic(str, Enum):
 def notify(connection: Connection, workflow_id: int, topic: Topic) -> None:
     """Wake those who wait for a topic of a workflow, when this transaction commits."""
     if connection.dialect.name == "postgresql":
-        connection.execute(sql_select(func.pg_notify(_channel(workflow_id, topic), "")))
+        connection.execute(_NOTIFY, {"channel": _channel(workflow_id, topic)})
     else:
         connection.execute(_COUNT_UP, {"workflow_id": workflow_id, "topic": topic.value, "count": 1})
 
+
+_NOTIFY = sql_select(func.pg_notify(bindparam("channel"), ""))
 
 _COUNT_UP = sqlite.insert(notices).on_conflict_do_update(
     index_elements=["workflow_id", "topic"], set_={"count": notices.c.count + 1}
