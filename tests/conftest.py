@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -33,6 +33,19 @@ def postgres_binaries() -> Path:
 @pytest.fixture(scope="session")
 def postgres_server(postgres_binaries: Path) -> Iterator[Server]:
     """A running server that all tests share."""
+    with _running_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def own_server(postgres_binaries: Path) -> Iterator[Server]:
+    """A server that tests may stop; they leave it running."""
+    with _running_server() as server:
+        yield server
+
+
+@contextmanager
+def _running_server() -> Iterator[Server]:
     # Not tmp_path: that is closed to the account that runs PostgreSQL when the tests run as root.
     home = Path(tempfile.mkdtemp(dir="/tmp", prefix="balsam-test-"))
     home.chmod(0o711)
@@ -51,13 +64,20 @@ def postgres_server(postgres_binaries: Path) -> Iterator[Server]:
 @pytest.fixture
 def postgres_url(postgres_server: Server) -> Iterator[str]:
     """URL of a new, empty database that is dropped after the test."""
-    url = make_url(postgres_server.url())
+    with new_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def new_database(server: Server) -> Iterator[str]:
+    """Make a database for as long as it is used."""
+    url = make_url(server.url())
     name = f"test_{secrets.token_hex(8)}"
-    _execute(postgres_server, f"CREATE DATABASE {name}")
+    _execute(server, f"CREATE DATABASE {name}")
     try:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:
-        _execute(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+        _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _execute(server: Server, statement: str) -> None:

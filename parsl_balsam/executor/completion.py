@@ -11,6 +11,7 @@ from concurrent.futures import InvalidStateError
 from typing import Any
 
 from parsl_balsam.db.connect import Database
+from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.tasks import TaskStore
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.executor.calls import TaskFuture
@@ -67,6 +68,7 @@ class Completion(threading.Thread):
         self._over: deque[int] = deque()
         self._results: deque[FinishedTask] = deque()
         self._closing = False
+        self._outage = Outage(logger)
 
     def hand_over(self, over: Iterable[int], results: Iterable[FinishedTask]) -> None:
         """Complete futures of tasks that another thread knows to be over, with results that it has read or not."""
@@ -90,13 +92,14 @@ class Completion(threading.Thread):
             closing = self._closing  # read before looking, so that the last look comes after `close`
             try:
                 self._look()
+                self._outage.over()
                 if closing:
                     return
                 self._wakeup.wait(_LOOK_S, self._bell)
             except DatabaseUnavailable as error:
                 if closing:
                     return
-                logger.warning("the database does not answer, trying again: %s", error)
+                self._outage.note(error)
                 time.sleep(_RETRY_S)
             except Exception:
                 logger.exception("results could not be fetched, trying again")

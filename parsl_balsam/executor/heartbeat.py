@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.connect import Database
+from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.runs import renew_run
 from parsl_balsam.model.errors import DatabaseUnavailable, WorkflowLost
 
@@ -26,6 +27,7 @@ class Heartbeat(threading.Thread):
         self._lease_s = lease_s
         self._on_failure = on_failure
         self._closing = threading.Event()
+        self._outage = Outage(logger)
 
     def close(self) -> None:
         """End."""
@@ -37,10 +39,11 @@ class Heartbeat(threading.Thread):
         while not self._closing.wait(self._lease_s / 5):
             try:
                 renew_run(self._database, self._run_id, self._lease_s)
+                self._outage.over()
                 for block_id in reap(self._database):
                     logger.warning("block %d was lost; its tasks are ready again", block_id)
             except DatabaseUnavailable as error:
-                logger.warning("the database does not answer: %s", error)
+                self._outage.note(error)
             except WorkflowLost as error:
                 self._on_failure(error)
                 return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parsl_balsam.db.connect import Database
+from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.tasks import TaskStore, cancel_tasks
 from parsl_balsam.executor.calls import TaskFuture
 from parsl_balsam.executor.completion import Completion
@@ -58,6 +59,7 @@ class Submission(threading.Thread):
         self._calls: deque[tuple[Call, bytes, TaskFuture]] = deque()
         self._cancels: deque[TaskFuture] = deque()
         self._closing = False
+        self._outage = Outage(logger)
         self._stored: set[bytes] = set()
         self._counts: Counter[tuple[str, Binding]] = Counter()
 
@@ -107,9 +109,10 @@ class Submission(threading.Thread):
     def _until_it_works(self, act: Callable[[list[Any]], None], items: list[Any]) -> None:
         while items:
             try:
-                return act(items)
+                act(items)
+                return self._outage.over()
             except DatabaseUnavailable as error:
-                logger.warning("the database does not answer, trying again: %s", error)
+                self._outage.note(error)
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closing, _RETRY_S):
                         raise

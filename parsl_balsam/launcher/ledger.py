@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.claims import ClaimStore, Exchange, LeaseLost
 from parsl_balsam.db.connect import Database
+from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.launcher.channel import RecentlyUsed
 from parsl_balsam.model.errors import DatabaseDown, DatabaseUnavailable
@@ -77,6 +78,7 @@ class Ledger(threading.Thread):
         self._answers: deque[Answer] = deque()
         self._bodies = RecentlyUsed(_REMEMBERED_FUNCTIONS)
         self._closing = False
+        self._outage = Outage(logger)
         self._reap_at = time.monotonic() + lease_s
         self.changed = False  #: something may have changed since the launcher last cleared this
         self.refused_at = 0.0  #: when the server last refused connections, so that nobody could reap, monotonic clock
@@ -131,7 +133,7 @@ class Ledger(threading.Thread):
                 for block_id in reap(self._database):
                     logger.warning("block %d was lost; its tasks are ready again", block_id)
             except DatabaseUnavailable as error:
-                logger.warning("%s", error)
+                self._outage.note(error)
 
     def _carry_out(self, request: Request) -> Answer | None:
         doubtful = False
@@ -144,9 +146,10 @@ class Ledger(threading.Thread):
                     request = request.aged(began - request.at)
                 exchange = self._claims.exchange(request.starts, request.ends, request.want, nodes=1)
                 bodies = self._functions({task.function for task in exchange.claimed})
+                self._outage.over()
                 return Answer(exchange, bodies, began)
             except DatabaseUnavailable as error:
-                logger.warning("the database does not answer, trying again: %s", error)
+                self._outage.note(error)
                 doubtful = True
                 if isinstance(error, DatabaseDown):
                     self.refused_at = time.monotonic()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
@@ -71,23 +69,6 @@ def postgres_database(empty_postgres_url: str) -> Iterator[Database]:
     """A database without tasks on PostgreSQL, for what concerns its locks and its server only."""
     with closing(open_database(empty_postgres_url)) as database:
         yield database
-
-
-@pytest.fixture(scope="session")
-def own_server(postgres_binaries: Path) -> Iterator[Server]:
-    """A server that tests may stop; they leave it running."""
-    home = Path(tempfile.mkdtemp(dir="/tmp", prefix="balsam-test-"))
-    home.chmod(0o711)
-    server = Server(home / "server")
-    try:
-        server.init()
-        server.start()
-        yield server
-    finally:
-        try:
-            server.stop()
-        finally:
-            shutil.rmtree(home)
 
 
 @pytest.fixture
