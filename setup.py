@@ -24,6 +24,7 @@ setup(
         "sqlalchemy>=2.0",
         "psycopg2-binary>=2.9",
         "typeguard>=4",
+        "typing_extensions>=4.6",
         "cloudpickle>=3",
         "dill>=0.3.7",
         "psutil>=5.9",

@@ -15,6 +15,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import Text, TypeDecorator
+from typing_extensions import Self
 
 
 class _Values(TypeDecorator[list[int]]):
@@ -36,6 +37,10 @@ class _Among(ColumnElement[bool]):
     def __init__(self, column: ColumnElement[int], values: BindParameter[list[int]]) -> None:
         self.column = column
         self.values = values
+
+    def self_group(self, against: Any = None) -> Self:
+        # Where booleans are numbers SQLAlchemy would compare it to 1, and SQLite would then not use the column's index.
+        return self
 
 
 def among(column: ColumnElement[int], values: Iterable[int] | str) -> ColumnElement[bool]:

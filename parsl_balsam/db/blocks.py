@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from parsl_balsam.db.connect import Database, clock, now, server_started
 from parsl_balsam.db.endings import record_ends, unclaim
-from parsl_balsam.db.schema import attempts, blocks, tasks
+from parsl_balsam.db.schema import IS_RUNNING, attempts, blocks, tasks
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
@@ -104,7 +104,7 @@ def reap(database: Database) -> list[int]:
     with database.read() as connection:
         overdue = connection.execute(
             select(blocks.c.id, blocks.c.workflow_id).where(
-                blocks.c.state == BlockState.RUNNING.value,
+                IS_RUNNING,
                 blocks.c.lease_until < clock(),
                 clock() - server_started(connection) > blocks.c.lease_s,
             )

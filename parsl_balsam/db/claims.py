@@ -13,7 +13,7 @@ from sqlalchemy import Connection, bindparam, func, or_, select
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
 from parsl_balsam.db.endings import INSERT_EVENTS, record_ends, unclaim
-from parsl_balsam.db.schema import arguments, attempts, blocks, functions, tasks, workflows
+from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
@@ -227,7 +227,7 @@ _RUNNING = tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState
 _claimable = (
     tasks.c.workflow_id == bindparam("workflow"),
     tasks.c.run_id == _current_run,
-    tasks.c.state == TaskState.READY.value,
+    IS_READY,
     tasks.c.nodes <= bindparam("most_nodes"),
 )
 

@@ -88,11 +88,13 @@ blocks = Table(
     Column("ended_at", Float),
     Column("reason", Text),
 )
+#: Spelled out for the same reason as `IS_READY`.
+IS_RUNNING = blocks.c.state == text("'running'")
 Index(
     "blocks_by_lease",
     blocks.c.lease_until,
-    sqlite_where=blocks.c.state == text("'running'"),
-    postgresql_where=blocks.c.state == text("'running'"),
+    sqlite_where=IS_RUNNING,
+    postgresql_where=IS_RUNNING,
 )
 
 tasks = Table(
@@ -124,7 +126,9 @@ tasks = Table(
     Column("finish", BigInteger),
     UniqueConstraint("workflow_id", "key", "occurrence"),
 )
-_ready = tasks.c.state == text("'ready'")
+#: Spelled out, not bound: SQLite uses an index of some rows only where the query says in so many words that it wants
+#: these rows.
+IS_READY = tasks.c.state == text("'ready'")
 Index(
     "tasks_to_claim",
     tasks.c.workflow_id,
@@ -132,8 +136,8 @@ Index(
     tasks.c.priority.desc(),
     tasks.c.nodes.desc(),
     tasks.c.id,
-    sqlite_where=_ready,
-    postgresql_where=_ready,
+    sqlite_where=IS_READY,
+    postgresql_where=IS_READY,
 )
 _held = tasks.c.block_id.is_not(None)
 Index("tasks_by_block", tasks.c.block_id, sqlite_where=_held, postgresql_where=_held)

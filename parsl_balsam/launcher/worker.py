@@ -47,7 +47,8 @@ def serve(channel: Channel) -> NoReturn:
 class _Worker:
     def __init__(self) -> None:
         self._functions = RecentlyUsed()
-        self._environ = os.environ.copy()
+        self._environ = os.environb.copy()
+        self._own = {b"BALSAM_TASK_ID", b"BALSAM_ATTEMPT", b"OMP_NUM_THREADS"} - self._environ.keys()
         self._directory = os.getcwd()
         self._cores: tuple[int, ...] = ()
         self._meter = Meter()
@@ -77,7 +78,7 @@ class _Worker:
                     pass
         os.environ["BALSAM_TASK_ID"] = str(start.task_id)
         os.environ["BALSAM_ATTEMPT"] = str(start.number)
-        if "OMP_NUM_THREADS" not in self._environ:
+        if b"OMP_NUM_THREADS" in self._own:
             os.environ["OMP_NUM_THREADS"] = str(max(1, len(start.cores)))
 
     def _leave(self) -> None:
@@ -86,14 +87,20 @@ class _Worker:
             _end_fork_server()
             tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
             sweep_all(spare={pid} if (pid := getattr(tracker, "_pid", None)) else ())
-        if os.environ.copy() != self._environ:
-            os.environ.clear()
-            os.environ.update(self._environ)
+        self._restore_environ()
         try:
             if os.getcwd() != self._directory:
                 os.chdir(self._directory)
         except OSError:
             os.chdir(self._directory)
+
+    def _restore_environ(self) -> None:
+        found = os.environb.copy()
+        for name in found.keys() - self._environ.keys() - self._own:  # `_enter` sets its own anew
+            del os.environb[name]
+        for name, value in self._environ.items():
+            if found.get(name) != value:
+                os.environb[name] = value
 
     def _call(self, start: Start) -> tuple[Any, BaseException | None]:
         """Run the call; return what it returned, or the exception that kept it from returning."""
