@@ -11,8 +11,8 @@ STARTS_PROGRAMS = """
     @bash_app
     def start_programs(directory):
         return f'''
-            (setsid setsid sleep 600 & echo $! >> '{directory}/lines')
-            sleep 600 & echo $! >> '{directory}/lines'
+            (setsid setsid sleep 600 &)
+            sleep 600 &
             wait
         '''
 
@@ -22,13 +22,17 @@ STARTS_PROGRAMS = """
 """
 
 
+def sleeping(campaign: Campaign) -> list[psutil.Process]:
+    """Return the programs that the task started."""
+    return [process for process in campaign.processes("sleep 600") if process.name() == "sleep"]
+
+
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("killed", ["launcher", "agent", "worker", "launcher and agent", "agent and worker"])
 def test_programs_end_with_those_who_started_them(campaign: Campaign, killed: str) -> None:
     script = campaign.start(campaign.write(STARTS_PROGRAMS))
-    until(lambda: len(campaign.lines) == 2)
-    programs = [process for process in campaign.processes("sleep 600") if "bash" not in process.name()]
-    assert len(programs) == 2
+    until(lambda: len(sleeping(campaign)) == 2)
+    programs = sleeping(campaign)
     (launcher,) = campaign.processes("parsl_balsam.launcher ")
     (guard,) = launcher.children()
     (agent,) = guard.children()
