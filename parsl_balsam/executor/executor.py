@@ -227,6 +227,8 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
             return future
         self._tasks[future] = future
         self._submission.put(call, body, future)
+        if self.bad_state_is_set and self._tasks.pop(future, None):  # it came about just now, without this future
+            self._set_exception(future, BadStateException(self, self.executor_exception))
         return future
 
     def cancel(self, future: Future[Any]) -> bool:
@@ -253,6 +255,8 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
                 self._cancel_blocks(self._live_blocks())
             if isinstance(self.provider, LocalProvider):
                 self._blocks.wait_until_over(_SHUTDOWN_S)
+            for block_id in self._status:
+                self._blocks.note_over(block_id, "the run ended")
         except Exception:
             logger.exception("blocks could not be ended")
         self._completion.close(_SHUTDOWN_S)
