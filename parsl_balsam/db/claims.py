@@ -6,13 +6,13 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, or_, select
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
-from parsl_balsam.db.endings import INSERT_EVENTS, record_ends, unclaim
+from parsl_balsam.db.endings import record_ends, unclaim
+from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.resources import ResourceSpec
@@ -145,8 +145,10 @@ class ClaimStore:
                 for start in mine
             ],
         )
-        _log(
-            connection, ((start.task_id, f"attempt {start.number}") for start in mine), at, TaskState.RUNNING, self._who
+        write_events(
+            connection,
+            self._who,
+            [Change(start.task_id, TaskState.RUNNING, at, f"attempt {start.number}") for start in mine],
         )
 
     def _claim(self, connection: Connection, want: int, nodes: int, at: float) -> list[ClaimedTask]:
@@ -173,7 +175,9 @@ class ClaimStore:
             _INSERT_ATTEMPTS,
             [{"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at} for row in rows],
         )
-        _log(connection, ((row.id, f"attempt {row.attempts}") for row in rows), at, TaskState.ASSIGNED, self._who)
+        write_events(
+            connection, self._who, [Change(row.id, TaskState.ASSIGNED, at, f"attempt {row.attempts}") for row in rows]
+        )
         return [
             ClaimedTask(
                 task_id=row.id,
@@ -191,13 +195,6 @@ class ClaimStore:
     def _next_ready(self, connection: Connection, nodes: int, at: float) -> float | None:
         due = connection.execute(_NEXT_READY, {"workflow": self._workflow_id, "most_nodes": nodes}).scalar()
         return None if due is None else max(0.0, float(due) - at)
-
-
-def _log(connection: Connection, changes: Iterable[tuple[int, str]], at: float, state: TaskState, who: str) -> None:
-    rows: list[dict[str, Any]] = [
-        {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id, why in changes
-    ]
-    connection.execute(INSERT_EVENTS, rows)
 
 
 # The statements are made once: to put one together takes SQLAlchemy longer than to run it.

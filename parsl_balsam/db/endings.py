@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 
 from parsl_balsam.db.among import among
-from parsl_balsam.db.schema import attempts, events, results, runs, tasks, workflows
+from parsl_balsam.db.events import Change, write_events
+from parsl_balsam.db.schema import attempts, results, runs, tasks, workflows
 from parsl_balsam.model import retry
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import Attempt, GiveUp, RetryPolicy
@@ -53,12 +54,13 @@ def record_ends(
     ]:
         connection.execute(_INSERT_RESULTS, payloads)
     connection.execute(_END_ATTEMPT, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
-    log: list[dict[str, Any]] = []
+    changes: list[Change] = []
     for end in ends:
         if held[end.task_id].state == TaskState.ASSIGNED.value and end.started_ago_s is not None:
-            log.append(_event(end.task_id, at - end.started_ago_s, TaskState.RUNNING, who, f"attempt {end.number}"))
-        log.append(_event(end.task_id, at, verdicts[end.task_id].state, who, verdicts[end.task_id].why))
-    connection.execute(INSERT_EVENTS, log)
+            began = at - end.started_ago_s
+            changes.append(Change(end.task_id, TaskState.RUNNING, began, f"attempt {end.number}"))
+        changes.append(Change(end.task_id, verdicts[end.task_id].state, at, verdicts[end.task_id].why))
+    write_events(connection, who, changes)
     return list(ends)
 
 
@@ -78,11 +80,7 @@ def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str, at: 
         .returning(tasks.c.id, tasks.c.attempts)
     ).all()
     connection.execute(_DELETE_ATTEMPT, [{"t": row.id, "n": row.attempts + 1} for row in rows])
-    connection.execute(INSERT_EVENTS, [_event(row.id, at, TaskState.READY, who, why) for row in rows])
-
-
-def _event(task_id: int, at: float, state: TaskState, who: str, why: str) -> dict[str, Any]:
-    return {"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why}
+    write_events(connection, who, [Change(row.id, TaskState.READY, at, why) for row in rows])
 
 
 def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
@@ -189,9 +187,6 @@ def storable(text: str | None) -> str | None:
     # PostgreSQL takes neither NUL nor lone surrogates; programs print both, and names of files have the latter.
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
-
-#: Every change of a task's state is written with it.
-INSERT_EVENTS = events.insert()
 
 _INSERT_RESULTS = results.insert()
 

@@ -12,7 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
-from parsl_balsam.db.endings import INSERT_EVENTS, next_finish, storable
+from parsl_balsam.db.endings import next_finish, storable
+from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
@@ -116,7 +117,9 @@ class TaskStore:
             connection.execute(
                 _INSERT_ARGUMENTS, [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
             )
-            self._log(connection, (task_id for task_id, _ in fresh), at, TaskState.READY, "called")
+            write_events(
+                connection, self._who, [Change(task_id, TaskState.READY, at, "called") for task_id, _ in fresh]
+            )
         return {_identity(call): Bound(task_id, Binding.NEW) for task_id, call in fresh}
 
     def _attach(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
@@ -149,7 +152,9 @@ class TaskStore:
                     revise.append((row.id, call))
         if reopen:
             _reopen(connection, reopen)
-            self._log(connection, reopen, at, TaskState.READY, "called again")
+            write_events(
+                connection, self._who, [Change(task_id, TaskState.READY, at, "called again") for task_id in reopen]
+            )
         if adopt or reopen:
             connection.execute(tasks.update().where(among(tasks.c.id, adopt + reopen)).values(run_id=self._run_id))
         if revise:
@@ -168,9 +173,6 @@ class TaskStore:
             .order_by(tasks.c.id)
             .with_for_update()
         )
-
-    def _log(self, connection: Connection, ids: Iterable[int], at: float, state: TaskState, why: str) -> None:
-        _log_events(connection, ids, at, state, self._who, why)
 
 
 def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, TaskState]:
@@ -195,7 +197,9 @@ def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, 
                 .where(among(tasks.c.id, mine))
                 .values(state=TaskState.CANCELLED.value, finished_at=at, finish=next_finish(connection, workflow_id))
             )
-            _log_events(connection, mine, at, TaskState.CANCELLED, who, "cancelled by the user")
+            write_events(
+                connection, who, [Change(task_id, TaskState.CANCELLED, at, "cancelled by the user") for task_id in mine]
+            )
         connection.execute(
             tasks.update()
             .where(among(tasks.c.id, [row.id for row in found if row.state in _HELD]))
@@ -223,7 +227,7 @@ def retry_tasks(database: Database, ids: Sequence[int], who: str) -> list[int]:
             _reopen(connection, reopened)
             current = select(workflows.c.current_run).where(workflows.c.id == tasks.c.workflow_id).scalar_subquery()
             connection.execute(tasks.update().where(among(tasks.c.id, reopened)).values(run_id=current))
-            _log_events(connection, reopened, at, TaskState.READY, who, "retry")
+            write_events(connection, who, [Change(task_id, TaskState.READY, at, "retry") for task_id in reopened])
         for workflow_id in {row.workflow_id for row in rows}:
             notify(connection, workflow_id, Topic.WORK)
     return reopened
@@ -295,13 +299,6 @@ def _revisable(call: Call) -> dict[str, Any]:
         "stdout": storable(call.stdout),
         "stderr": storable(call.stderr),
     }
-
-
-def _log_events(connection: Connection, ids: Iterable[int], at: float, state: TaskState, who: str, why: str) -> None:
-    connection.execute(
-        INSERT_EVENTS,
-        [{"task_id": task_id, "at": at, "state": state.value, "who": who, "why": why} for task_id in ids],
-    )
 
 
 _FENCE = select(clock()).where(runs.c.id == bindparam("run"), runs.c.ended_at.is_(None)).with_for_update(read=True)

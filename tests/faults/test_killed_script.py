@@ -57,7 +57,7 @@ def test_script_killed_at_20_random_moments(campaign: Campaign) -> None:
     until(lambda: not campaign.processes())
 
 
-FLAKY = """
+THIRD_TIME_LUCKY = """
     @python_app
     def third_time_lucky(directory):
         with open(directory + "/lines", "a") as file:
@@ -66,10 +66,16 @@ FLAKY = """
             raise RuntimeError("not yet")
         return "lucky"
 
+"""
+
+FLAKY = (
+    THIRD_TIME_LUCKY
+    + """
     if __name__ == "__main__":
         with load(workflow="flaky", retry=RetryPolicy(max_retries=2, backoff_s=1.0, factor=1.0)):
             report(third_time_lucky(DIRECTORY).result())
 """
+)
 
 
 def test_retries_are_counted_across_runs(campaign: Campaign) -> None:
@@ -100,23 +106,18 @@ def test_retries_are_counted_when_the_launcher_dies_too(campaign: Campaign) -> N
     campaign.check_invariants()
 
 
-PARSL_RETRIES = """
-    @python_app
-    def third_time_lucky(directory):
-        with open(directory + "/lines", "a") as file:
-            file.write("try\\n")
-        if len(open(directory + "/lines").readlines()) < 3:
-            raise RuntimeError("not yet")
-        return "lucky"
-
+PARSL_RETRIES = (
+    THIRD_TIME_LUCKY
+    + """
     if __name__ == "__main__":
-        with load(retries=2, workflow={workflow!r}):
+        with load(retries=2, workflow=None):
             report(third_time_lucky(DIRECTORY).result())
 """
+)
 
 
 def test_parsls_own_retries_stay_in_one_history(campaign: Campaign) -> None:
-    assert campaign.run(campaign.write(PARSL_RETRIES.format(workflow=None))) == "lucky"
+    assert campaign.run(campaign.write(PARSL_RETRIES)) == "lucky"
     assert campaign.attempts() == [
         ("third_time_lucky", "done", 1, "error"),
         ("third_time_lucky", "done", 2, "error"),
