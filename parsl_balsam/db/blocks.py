@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, func, select
 
@@ -142,6 +143,7 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
         blocks.update().where(blocks.c.id == block_id).values(state=state.value, ended_at=clock(), reason=reason)
     )
     at = now(connection)
+    before, block_before = attempts.alias(), blocks.alias()
     held = connection.execute(
         select(
             tasks.c.id,
@@ -151,8 +153,11 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
             tasks.c.cancel_requested,
             attempts.c.host,
             attempts.c.started_at,
+            (block_before.c.state == BlockState.LOST.value).label("lost_before"),
         )
         .join(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
+        .outerjoin(before, (before.c.task_id == tasks.c.id) & (before.c.number == tasks.c.attempts - 1))
+        .outerjoin(block_before, block_before.c.id == before.c.block_id)
         .where(tasks.c.block_id == block_id)
         .order_by(tasks.c.id)
         .with_for_update(of=tasks)  # a cancellation must not come between this and what is decided by it
@@ -166,8 +171,7 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
             row.id,
             row.attempts,
             row.token,
-            # Who never started did not die with the launcher.
-            Outcome.CRASH if state is BlockState.LOST and row.state == TaskState.RUNNING.value else Outcome.ENDED,
+            Outcome.CRASH if state is BlockState.LOST and _may_have_crashed(row) else Outcome.ENDED,
             host=row.host,
             started_ago_s=None if row.started_at is None else at - row.started_at,
             error=f"block {block_id}: {reason}",
@@ -177,3 +181,12 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
     record_ends(connection, workflow_id, ends, f"block {block_id}", at)
     notify(connection, workflow_id, Topic.WORK)
     notify(connection, workflow_id, Topic.FINISHED)
+
+
+def _may_have_crashed(row: Any) -> bool:
+    """Tell whether a task of a lost launcher is to be charged with it.
+
+    One that was only assigned is not, for it did not run. But a start is recorded a moment late, and a task that kills
+    its launcher within that moment would do so for ever: the second launcher in a row is one too many.
+    """
+    return bool(row.state == TaskState.RUNNING.value or row.lost_before)

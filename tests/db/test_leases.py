@@ -66,6 +66,19 @@ def test_task_fails_when_it_has_lost_too_many_launchers(database: Database) -> N
     check_invariants(database)
 
 
+def test_task_that_kills_launchers_before_its_start_is_recorded_fails(database: Database) -> None:
+    campaign = Campaign(database, RetryPolicy(max_crashes=2))
+    task = campaign.task()
+    for _ in range(3):
+        launcher = Launcher(campaign, LEASE_S)
+        launcher.claim()
+        launcher.outlive_lease()
+        wait_until(lambda lost=launcher.block_id: reap(database) == [lost])  # type: ignore[misc]
+    assert outcomes(database, task) == ["ended", "crash", "crash"]
+    assert state(database, task) == "failed"
+    check_invariants(database)
+
+
 def test_task_to_be_cancelled_ends_with_its_lost_launcher(database: Database, campaign: Campaign) -> None:
     running, assigned = campaign.task("running"), campaign.task("assigned")
     launcher = Launcher(campaign, LEASE_S)
