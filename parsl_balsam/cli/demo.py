@@ -17,7 +17,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from parsl_balsam.db.connect import Database, open_database
+from parsl_balsam.cli.options import opened
+from parsl_balsam.db.connect import Database
 from parsl_balsam.db.history import TaskLine, count_states, list_tasks, open_blocks
 from parsl_balsam.model.errors import BalsamError, ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from parsl_balsam.model.states import TaskState
@@ -153,16 +154,6 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         if script.poll() is None:
             script.send_signal(signal.SIGINT)
             script.wait()
-
-
-@contextmanager
-def opened(url: str) -> Iterator[Database]:
-    """Open the database of the demo, which a script has made."""
-    database = open_database(url, create=False)
-    try:
-        yield database
-    finally:
-        database.close()
 
 
 @contextmanager

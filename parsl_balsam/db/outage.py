@@ -6,6 +6,9 @@ import logging
 
 from parsl_balsam.model.errors import DatabaseUnavailable
 
+#: How long a run waits between two tries, seconds.
+RETRY_S = 0.5
+
 
 class Outage:
     """What one thread has seen of an outage. It tries again and again, and the log need not tell of every try."""

@@ -54,7 +54,7 @@ class TaskStore:
             at = self._fence(connection)
             if bodies:
                 connection.execute(
-                    _insert(functions, connection.dialect.name),
+                    _insert(connection.dialect.name, functions, "digest"),
                     # In order: two runs that store the same functions would otherwise wait for each other.
                     [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())],
                 )
@@ -95,7 +95,7 @@ class TaskStore:
     def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
         ids = _reserve_ids(connection, len(calls))
         connection.execute(
-            _insert(tasks, connection.dialect.name),
+            _insert(connection.dialect.name, tasks, "workflow_id", "key", "occurrence"),
             [
                 {
                     "id": task_id,
@@ -278,10 +278,13 @@ def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
 
 
 @cache
-def _insert(table: Table, dialect: str) -> Any:
-    """Return an INSERT that leaves out what is there already; the two databases spell it alike, SQLAlchemy does not."""
+def _insert(dialect: str, table: Table, *unique: str) -> Any:
+    """Return an INSERT that leaves out rows whose unique columns are there already.
+
+    The two databases spell it alike, SQLAlchemy does not.
+    """
     insert: Any = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-    return insert.on_conflict_do_nothing()
+    return insert.on_conflict_do_nothing(index_elements=unique)
 
 
 def _identity(call: Call) -> tuple[bytes, int]:

@@ -11,7 +11,7 @@ from concurrent.futures import InvalidStateError
 from typing import Any
 
 from parsl_balsam.db.connect import Database
-from parsl_balsam.db.outage import Outage
+from parsl_balsam.db.outage import RETRY_S, Outage
 from parsl_balsam.db.tasks import TaskStore
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.executor.calls import TaskFuture
@@ -35,9 +35,6 @@ _FETCH = 200
 
 #: How often it looks although nothing woke it, seconds. A notification may be lost with its connection.
 _LOOK_S = 5.0
-
-#: Between two tries while the database is away, seconds.
-_RETRY_S = 0.5
 
 
 class Completion(threading.Thread):
@@ -100,10 +97,10 @@ class Completion(threading.Thread):
                 if closing:
                     return
                 self._outage.note(error)
-                time.sleep(_RETRY_S)
+                time.sleep(RETRY_S)
             except Exception:
                 logger.exception("results could not be fetched, trying again")
-                time.sleep(_RETRY_S)
+                time.sleep(RETRY_S)
 
     def _look(self) -> None:
         while self._results:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parsl_balsam.db.connect import Database
-from parsl_balsam.db.outage import Outage
+from parsl_balsam.db.outage import RETRY_S, Outage
 from parsl_balsam.db.tasks import TaskStore, cancel_tasks
 from parsl_balsam.executor.calls import TaskFuture
 from parsl_balsam.executor.completion import Completion
@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 #: At most so many calls, and so many bytes of arguments, go into one transaction.
 _BATCH_CALLS = 500
 _BATCH_BYTES = 64 * 1024 * 1024
-
-#: Between two tries while the database is away, seconds.
-_RETRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,7 @@ class Submission(threading.Thread):
             except DatabaseUnavailable as error:
                 self._outage.note(error)
                 with self._changed:
-                    if self._changed.wait_for(lambda: self._closing, _RETRY_S):
+                    if self._changed.wait_for(lambda: self._closing, RETRY_S):
                         raise
 
     def _take_batch(self) -> list[tuple[Call, bytes, TaskFuture]]:

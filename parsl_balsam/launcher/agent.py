@@ -231,10 +231,7 @@ class Agent:
             os._exit(1)
 
     def _end_everything(self) -> NoReturn:
-        for each in self._workers.values():
-            kill(each.pid)
-        while not sweep():
-            time.sleep(0.01)
+        sweep_all()
         os._exit(0)
 
 
