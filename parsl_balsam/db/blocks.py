@@ -13,6 +13,7 @@ from parsl_balsam.db.endings import record_ends, unclaim
 from parsl_balsam.db.schema import IS_RUNNING, attempts, blocks, tasks
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import BalsamError
+from parsl_balsam.model.shares import read_shares
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
 from parsl_balsam.model.tasks import AttemptEnd
 
@@ -152,6 +153,7 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
             tasks.c.state,
             tasks.c.cancel_requested,
             attempts.c.host,
+            attempts.c.placement,
             attempts.c.started_at,
             (block_before.c.state == BlockState.LOST.value).label("lost_before"),
         )
@@ -173,7 +175,8 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
             row.token,
             Outcome.CRASH if state is BlockState.LOST and _may_have_crashed(row) else Outcome.ENDED,
             host=row.host,
-            started_ago_s=None if row.started_at is None else at - row.started_at,
+            shares=read_shares(row.placement),
+            started_at=row.started_at,
             error=f"block {block_id}: {reason}",
         )
         for row in held

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, or_, select
+from sqlalchemy import Boolean, Connection, Float, Integer, bindparam, case, func, or_, select
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
@@ -16,8 +18,17 @@ from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.shares import write_shares
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
-from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, ClaimedTask
+from parsl_balsam.model.tasks import (
+    AttemptEnd,
+    AttemptStart,
+    BlockShape,
+    ClaimedTask,
+    Release,
+    Unserved,
+    Wish,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,9 @@ class Exchange:
     cancelled: list[int]  #: tasks this launcher holds that the user wants ended
     next_ready_s: float | None  #: seconds until a task that waits for its next try may be claimed
     superseded: bool  #: a later run drives the workflow: this block finishes what it holds and ends
+    at: float  #: the database's clock, seconds since the epoch
+    more: bool  #: there are, or may be, more tasks like those wished for
+    unserved: Unserved | None  #: a task that is ready, where the launcher's wishes have found none
 
 
 class LeaseLost(Exception):
@@ -43,11 +57,25 @@ class ClaimStore:
         self._block_id = block_id
         self._who = f"block {block_id}"
 
-    def exchange(self, starts: Sequence[AttemptStart], ends: Sequence[AttemptEnd], want: int, nodes: int) -> Exchange:
-        """Renew the lease, record what started and ended, and claim up to `want` tasks of up to `nodes` nodes.
+    def exchange(
+        self,
+        starts: Sequence[AttemptStart] = (),
+        ends: Sequence[AttemptEnd] = (),
+        wishes: Sequence[Wish] = (),
+        releases: Sequence[Release] = (),
+        shape: BlockShape | None = None,
+    ) -> Exchange:
+        """Renew the lease, record what started, ended or was given back, and claim what is wished for.
 
         It may be repeated when its outcome is unknown: what was written already is not written again, and
         `release_strays` gives back what was claimed unheard.
+
+        Parameters
+        ----------
+        wishes
+            Granted one after the other. The last one is the widest: what it would not take waits in vain.
+        shape
+            What the block has to run tasks on, if that changed.
 
         Raises
         ------
@@ -56,20 +84,26 @@ class ClaimStore:
         """
         with self._database.begin() as connection:
             at, superseded = self._renew(connection)
-            if starts and ends:
+            if bool(starts) + bool(ends) + bool(releases) > 1:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
-                ids = [start.task_id for start in starts] + [end.task_id for end in ends]
-                connection.execute(_LOCK, {"ids": ids})
+                touched: list[AttemptStart | AttemptEnd | Release] = [*starts, *ends, *releases]
+                connection.execute(_LOCK, {"ids": [item.task_id for item in touched]})
             written = record_ends(connection, self._workflow_id, ends, self._who, at)
             self._record_starts(connection, starts, at)
-            claimed = [] if superseded or not want else self._claim(connection, want, nodes, at)
+            released = self._release(connection, releases, at)
+            if shape is not None:
+                self._describe(connection, shape, at)
+            claimed, more = ([], False) if superseded else self._claim(connection, wishes, at)
             cancelled = list(connection.execute(_TO_CANCEL, {"block": self._block_id}).scalars())
-            wait = self._next_ready(connection, nodes, at) if want > len(claimed) and not superseded else None
+            wait, unserved = None, None
+            if wishes and not superseded and not more:
+                wait = self._next_ready(connection, wishes[-1], at)
+                unserved = None if claimed else self._unserved(connection, at)
             if written:
                 notify(connection, self._workflow_id, Topic.FINISHED)
-            if any(end.outcome is not Outcome.DONE for end in written):
+            if released or any(end.outcome is not Outcome.DONE for end in written):
                 notify(connection, self._workflow_id, Topic.WORK)  # some of them may be ready again
-        return Exchange(claimed, cancelled, wait, superseded)
+        return Exchange(claimed, cancelled, wait, superseded, at, more, unserved)
 
     def functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return stored functions by digest."""
@@ -138,9 +172,9 @@ class ClaimStore:
                 {
                     "t": start.task_id,
                     "n": start.number,
-                    "host": start.host,
-                    "cores": ",".join(map(str, start.cores)) or None,
-                    "started_at": at - start.age_s,
+                    "host": start.shares[0].node,
+                    "placement": write_shares(start.shares),
+                    "started_at": min(start.started_at, at),  # see `record_ends`
                 }
                 for start in mine
             ],
@@ -151,21 +185,55 @@ class ClaimStore:
             [Change(start.task_id, TaskState.RUNNING, at, f"attempt {start.number}") for start in mine],
         )
 
-    def _claim(self, connection: Connection, want: int, nodes: int, at: float) -> list[ClaimedTask]:
-        token = secrets.randbits(62)
-        rows = connection.execute(
-            _CLAIM,
+    def _release(self, connection: Connection, releases: Sequence[Release], at: float) -> bool:
+        """Give back tasks that wait here in vain; return whether there were any."""
+        if not releases:
+            return False
+        rows = connection.execute(_ASSIGNED, {"ids": [release.task_id for release in releases]})
+        held = {row.id: row.token for row in rows}
+        by_reason: defaultdict[str, list[int]] = defaultdict(list)
+        for release in releases:
+            if held.get(release.task_id) == release.token:
+                by_reason[release.why].append(release.task_id)
+        for why, ids in by_reason.items():
+            unclaim(connection, ids, self._who, why, at)
+        return bool(by_reason)
+
+    def _describe(self, connection: Connection, shape: BlockShape, at: float) -> None:
+        connection.execute(
+            _DESCRIBE,
             {
-                "workflow": self._workflow_id,
-                "most_nodes": nodes,
-                "at": at,
-                "want": want,
                 "block": self._block_id,
-                "new_token": token,
+                "nodes": shape.nodes,
+                "cores_per_node": shape.cores_per_node,
+                "gpus_per_node": shape.gpus_per_node,
+                "ends_at": None if shape.ends_in_s is None else at + shape.ends_in_s,
+                "lost_nodes": "; ".join(shape.lost_nodes) or None,
             },
-        ).all()
+        )
+
+    def _claim(self, connection: Connection, wishes: Sequence[Wish], at: float) -> tuple[list[ClaimedTask], bool]:
+        """Claim what is wished for; return it, and whether something was left for want of room."""
+        token = secrets.randbits(62)
+        rows: list[Any] = []
+        more = False
+        for wish in wishes:
+            if wish.fallback and rows:
+                continue
+            picking = {"at": at, "want": wish.tasks, "recorded_by": at - wish.waited_s, "least_cores": wish.least_cores}
+            found = connection.execute(_PICK, picking | self._claimable(wish)).all()
+            chosen: list[int] = []
+            budget = wish.cores
+            for row in found:
+                if row.cores <= budget:
+                    chosen.append(row.id)
+                    budget -= row.cores
+            more = more or len(chosen) < len(found) or len(found) == wish.tasks
+            if chosen:
+                claiming = {"ids": chosen, "block": self._block_id, "new_token": token}
+                rows += connection.execute(_CLAIM, claiming).all()
         if not rows:
-            return []
+            return [], more
         rows = sorted(rows, key=lambda row: (-row.priority, -row.nodes, row.id))
         ids = [row.id for row in rows]
         payloads: Mapping[int, bytes] = {
@@ -190,11 +258,26 @@ class ClaimStore:
                 stderr=row.stderr,
             )
             for row in rows
-        ]
+        ], more
 
-    def _next_ready(self, connection: Connection, nodes: int, at: float) -> float | None:
-        due = connection.execute(_NEXT_READY, {"workflow": self._workflow_id, "most_nodes": nodes}).scalar()
+    def _claimable(self, wish: Wish) -> dict[str, Any]:
+        return {
+            "workflow": self._workflow_id,
+            "most_nodes": wish.most_nodes,
+            "most_cores": wish.most_cores,
+            "most_gpus": wish.most_gpus,
+            "node_cores": wish.node_cores,
+            "time_left": wish.time_left_min,
+            "any_ranks": wish.parallel,
+        }
+
+    def _next_ready(self, connection: Connection, wish: Wish, at: float) -> float | None:
+        due = connection.execute(_NEXT_READY, self._claimable(wish)).scalar()
         return None if due is None else max(0.0, float(due) - at)
+
+    def _unserved(self, connection: Connection, at: float) -> Unserved | None:
+        row = connection.execute(_UNSERVED, {"workflow": self._workflow_id, "at": at}).first()
+        return None if row is None else Unserved(row.id, row.nodes, row.walltime_min)
 
 
 # The statements are made once: to put one together takes SQLAlchemy longer than to run it.
@@ -220,29 +303,49 @@ _ASSIGNED = (
 
 _RUNNING = tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState.RUNNING.value)
 
+_wanted = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.run_id == _current_run, IS_READY)
+_due = or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at"))
+
+_node_cores = bindparam("node_cores", type_=Integer())
+#: Cores that a task takes on each of its nodes.
+_cores = case(
+    (tasks.c.cores.is_not(None), tasks.c.cores),
+    (tasks.c.packing.is_not(None), (_node_cores + tasks.c.packing - 1) // tasks.c.packing),
+    else_=_node_cores,
+)
+_time_left = bindparam("time_left", type_=Float())
+
 #: Which tasks a block may claim, now or when they are due.
 _claimable = (
-    tasks.c.workflow_id == bindparam("workflow"),
-    tasks.c.run_id == _current_run,
-    IS_READY,
+    *_wanted,
     tasks.c.nodes <= bindparam("most_nodes"),
+    _cores <= bindparam("most_cores"),
+    tasks.c.gpus <= bindparam("most_gpus"),
+    or_(bindparam("any_ranks", type_=Boolean()), ~tasks.c.parallel),
+    or_(_time_left.is_(None), tasks.c.walltime_min.is_(None), tasks.c.walltime_min <= _time_left),
 )
 
 _NEXT_READY = select(func.min(tasks.c.ready_at)).where(*_claimable, tasks.c.ready_at.is_not(None))
 
-_picked = (
-    select(tasks.c.id)
-    .where(*_claimable, or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at")))
-    .order_by(tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
+_order = (tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
+_UNSERVED = select(tasks.c.id, tasks.c.nodes, tasks.c.walltime_min).where(*_wanted, _due).order_by(*_order).limit(1)
+
+_PICK = (
+    select(tasks.c.id, (tasks.c.nodes * _cores).label("cores"))
+    .where(
+        *_claimable,
+        _due,
+        tasks.c.submitted_at <= bindparam("recorded_by"),
+        tasks.c.nodes * _cores >= bindparam("least_cores"),
+    )
+    .order_by(*_order)
     .limit(bindparam("want"))
     .with_for_update(skip_locked=True)
-    # A subquery may be run again for every row, and would then lock and skip other rows each time.
-    .cte("picked")
 )
 
 _CLAIM = (
     tasks.update()
-    .where(tasks.c.id.in_(select(_picked.c.id)))
+    .where(among(tasks.c.id, "ids"))
     .values(
         state=TaskState.ASSIGNED.value,
         block_id=bindparam("block"),
@@ -269,5 +372,11 @@ _ARGUMENTS = select(arguments).where(among(arguments.c.task_id, "ids"))
 _START_ATTEMPT = (
     attempts.update()
     .where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
-    .values(host=bindparam("host"), cores=bindparam("cores"), started_at=bindparam("started_at"))
+    .values(host=bindparam("host"), placement=bindparam("placement"), started_at=bindparam("started_at"))
+)
+
+_DESCRIBE = (
+    blocks.update()
+    .where(blocks.c.id == bindparam("block"))
+    .values({name: bindparam(name) for name in ("nodes", "cores_per_node", "gpus_per_node", "ends_at", "lost_nodes")})
 )

@@ -17,6 +17,7 @@ from parsl_balsam.db.schema import attempts, results, runs, tasks, workflows
 from parsl_balsam.model import retry
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import Attempt, GiveUp, RetryPolicy
+from parsl_balsam.model.shares import write_shares
 from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
 from parsl_balsam.model.tasks import AttemptEnd
 
@@ -56,8 +57,8 @@ def record_ends(
     connection.execute(_END_ATTEMPT, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
     changes: list[Change] = []
     for end in ends:
-        if held[end.task_id].state == TaskState.ASSIGNED.value and end.started_ago_s is not None:
-            began = at - end.started_ago_s
+        if held[end.task_id].state == TaskState.ASSIGNED.value and end.started_at is not None:
+            began = min(end.started_at, at)
             changes.append(Change(end.task_id, TaskState.RUNNING, began, f"attempt {end.number}"))
         changes.append(Change(end.task_id, verdicts[end.task_id].state, at, verdicts[end.task_id].why))
     write_events(connection, who, changes)
@@ -117,7 +118,7 @@ def _verdicts(
             if spec.max_retries is not None:
                 policy = replace(policy, max_retries=spec.max_retries)
             history = [past for past in histories[end.task_id] if past.number > row.budget_from]
-            history.append(Attempt(end.number, end.outcome, end.exit_code, end.host))
+            history.append(Attempt(end.number, end.outcome, end.exit_code, blamed(end)))
             verdicts[end.task_id] = _decide(policy, history, at)
     return verdicts
 
@@ -167,10 +168,11 @@ def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any
     return {
         "t": end.task_id,
         "n": end.number,
-        "host": end.host,
-        "cores": ",".join(map(str, end.cores)) or None,
-        "started_at": None if end.started_ago_s is None else at - end.started_ago_s,
-        "ended_at": at - end.ended_ago_s,
+        "host": blamed(end),
+        "placement": write_shares(end.shares),
+        # Its launcher's idea of this clock may be a moment ahead.
+        "started_at": None if end.started_at is None else min(end.started_at, at),
+        "ended_at": at if end.ended_at is None else min(end.ended_at, at),
         "outcome": end.outcome.value,
         "exit_code": end.exit_code,
         "signal": end.signal,
@@ -180,6 +182,11 @@ def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any
         "output": storable(end.output),
         "stderr_tail": storable(end.stderr_tail),
     }
+
+
+def blamed(end: AttemptEnd) -> str | None:
+    """Return the node that an attempt's end is put down to."""
+    return end.host or (end.shares[0].node if end.shares else None)
 
 
 def storable(text: str | None) -> str | None:
@@ -241,7 +248,7 @@ _END_ATTEMPT = (
             name: bindparam(name)
             for name in (
                 "host",
-                "cores",
+                "placement",
                 "started_at",
                 "ended_at",
                 "outcome",

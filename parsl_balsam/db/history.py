@@ -13,6 +13,7 @@ from parsl_balsam.db.connect import Database, clock
 from parsl_balsam.db.runs import Driver
 from parsl_balsam.db.schema import arguments, attempts, blocks, events, results, runs, tasks, workflows
 from parsl_balsam.model.errors import ConfigurationError, TaskNotFound
+from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
 
 
@@ -41,7 +42,7 @@ class AttemptRecord:
     block: str  #: Parsl's block id, unique within its run only
     job_id: str | None  #: of the batch system, or of Parsl's provider
     host: str | None
-    cores: str | None  #: their numbers on the host, separated by commas
+    placement: tuple[Share, ...]  #: what it has, or had, of which nodes
     claimed_at: float
     started_at: float | None
     ended_at: float | None
@@ -401,7 +402,8 @@ def _of_workflow(connection: Connection, name: str | None, column: ColumnElement
 
 
 def _attempt(row: RowMapping) -> AttemptRecord:
-    return AttemptRecord(**{**row, "outcome": Outcome(row["outcome"]) if row["outcome"] else None})
+    outcome = Outcome(row["outcome"]) if row["outcome"] else None
+    return AttemptRecord(**{**row, "outcome": outcome, "placement": read_shares(row["placement"])})
 
 
 def _event(row: RowMapping) -> Event:

@@ -47,6 +47,7 @@ def begin_run(
     is_dead: Callable[[Driver], bool],
     policy: RetryPolicy,
     lease_s: float,
+    launch_order: str | None = None,
 ) -> Run:
     """Make a process the only driver of a workflow.
 
@@ -64,7 +65,7 @@ def begin_run(
             workflow = _workflow(connection, name, label)
             holder = _holder(connection, workflow.current_run)
             if holder is None or is_dead(_driver(holder)):
-                return _take_over(connection, workflow, parsl_run_id, driver, policy, lease_s)
+                return _take_over(connection, workflow, parsl_run_id, driver, policy, lease_s, launch_order)
             rest = holder.lease_until - connection.execute(select(clock())).scalar_one()
         same_host = holder.host_key == driver.host_key
         if same_host or (heard is not None and holder.lease_until != heard):
@@ -131,6 +132,7 @@ def _take_over(
     driver: Driver,
     policy: RetryPolicy,
     lease_s: float,
+    launch_order: str | None,
 ) -> Run:
     connection.execute(
         update(runs).where(runs.c.workflow_id == workflow.id, runs.c.ended_at.is_(None)).values(ended_at=clock())
@@ -145,6 +147,7 @@ def _take_over(
             pid=driver.pid,
             pid_started=driver.pid_started,
             retry_policy=json.dumps(policy.to_dict()),
+            launch_order=launch_order,
             started_at=clock(),
             lease_until=clock() + lease_s,
         )

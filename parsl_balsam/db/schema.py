@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: Raised by one whenever the tables change.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -57,6 +57,8 @@ runs = Table(
     Column("pid", Integer, nullable=False),
     Column("pid_started", Float, nullable=False),
     Column("retry_policy", Text, nullable=False),
+    # What launchers started by hand must know, as JSON.
+    Column("launch_order", Text),
     Column("started_at", Float, nullable=False),
     Column("lease_until", Float, nullable=False),
     Column("ended_at", Float),
@@ -87,6 +89,12 @@ blocks = Table(
     Column("lease_until", Float),
     Column("ended_at", Float),
     Column("reason", Text),
+    # What its launcher found, less what it has lost since.
+    Column("nodes", Integer),
+    Column("cores_per_node", Integer),
+    Column("gpus_per_node", Integer),
+    Column("ends_at", Float),
+    Column("lost_nodes", Text),
 )
 #: Spelled out for the same reason as `IS_READY`.
 IS_RUNNING = blocks.c.state == text("'running'")
@@ -110,7 +118,13 @@ tasks = Table(
     Column("app", Text, nullable=False),
     Column("function", LargeBinary, nullable=False),
     Column("priority", Integer, nullable=False),
+    # What a launcher must know to tell whether it has room for the task; the rest is in the specification.
     Column("nodes", Integer, nullable=False),
+    Column("cores", Integer),
+    Column("packing", Integer),
+    Column("gpus", Integer, nullable=False, server_default=text("0")),
+    Column("parallel", Boolean, nullable=False, server_default=false()),
+    Column("walltime_min", Float),
     Column("spec", Text),
     Column("stdout", Text),
     Column("stderr", Text),
@@ -171,7 +185,7 @@ attempts = Table(
     Column("number", Integer, nullable=False),
     Column("block_id", BigInteger, nullable=False),
     Column("host", Text),
-    Column("cores", Text),
+    Column("placement", Text),
     Column("claimed_at", Float, nullable=False),
     Column("started_at", Float),
     Column("ended_at", Float),

@@ -298,11 +298,31 @@ def _revisable(call: Call) -> dict[str, Any]:
         "function": call.function,
         "priority": call.spec.priority,
         "nodes": call.spec.num_nodes,
+        "cores": call.spec.cores,
+        "packing": call.spec.node_packing_count,
+        "gpus": call.spec.gpus_on_node,
+        "parallel": call.spec.is_parallel,
+        "walltime_min": call.spec.walltime_min,
         "spec": json.dumps(spec) if spec else None,
         "stdout": storable(call.stdout),
         "stderr": storable(call.stderr),
     }
 
+
+#: The keys of `_revisable`.
+_REVISABLE = (
+    "function",
+    "priority",
+    "nodes",
+    "cores",
+    "packing",
+    "gpus",
+    "parallel",
+    "walltime_min",
+    "spec",
+    "stdout",
+    "stderr",
+)
 
 _FENCE = select(clock()).where(runs.c.id == bindparam("run"), runs.c.ended_at.is_(None)).with_for_update(read=True)
 
@@ -327,9 +347,5 @@ _FETCH = (
     .where(among(tasks.c.id, "ids"), tasks.c.state.in_(_FINISHED))
 )
 
-_REVISE_TASK = (
-    tasks.update()
-    .where(tasks.c.id == bindparam("t"))
-    .values({name: bindparam(name) for name in ("function", "priority", "nodes", "spec", "stdout", "stderr")})
-)
+_REVISE_TASK = tasks.update().where(tasks.c.id == bindparam("t")).values({name: bindparam(name) for name in _REVISABLE})
 _REVISE_ARGUMENTS = arguments.update().where(arguments.c.task_id == bindparam("t")).values(payload=bindparam("payload"))

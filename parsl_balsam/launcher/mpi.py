@@ -109,7 +109,7 @@ def choose(available: Collection[str], environ: Mapping[str, str], scheduler: st
     environ
         The environment MPI programs will be started in.
     scheduler
-        The batch system of this job, as in :class:`parsl_balsam.launcher.batch.Allocation`.
+        The batch system of this job, as in :class:`parsl_balsam.launcher.allocation.Allocation`.
     """
     found = set(available)
     if "aprun" in found:

@@ -71,6 +71,11 @@ class TaskCrashed(BalsamError):
     (``parsl-balsam show ID``): a segmentation fault or too little memory are the usual causes."""
 
 
+class RankFailed(BalsamError):
+    """One rank of a parallel function raised an exception, or ended otherwise. The message has the rank's number and
+    its traceback; what it raised is the ``__cause__``. Mend the function as if it had failed alone."""
+
+
 class TaskNotFound(BalsamError):
     """No such task in this database. ``parsl-balsam tasks`` lists the tasks there are."""
 

@@ -114,9 +114,10 @@ def _module(func: object) -> object:
 
 
 def _spec_token(spec: ResourceSpec) -> bytes:
-    numbers = b"%d,%d,%d,%d" % (spec.num_nodes, spec.ranks_per_node, spec.cores_per_rank, spec.gpus_per_rank)
+    numbers = b"%d,%d,%d,%d" % (spec.num_nodes, spec.ranks_per_node, spec.cores_per_rank or 0, spec.gpus_per_rank)
     options = spec.launcher_options.encode()
-    return b"%b,%b,%d:%b" % (numbers, spec.launch.value.encode(), len(options), options)
+    launch = spec.launch.value.encode() if spec.launch is not None else b""
+    return b"%b,%b,%d:%b" % (numbers, launch, len(options), options)
 
 
 def _settled_path(path: object) -> object:

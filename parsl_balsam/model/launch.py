@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+
+
+class JobMode(str, Enum):
+    """Which tasks a block runs, and how its nodes are used."""
+
+    MIXED = "mixed"  # any task: agents start those of one process, an MPI launcher those of several ranks
+    SERIAL = "serial"  # only tasks of one process; agents start them
+    MPI = "mpi"  # any task, each started by an MPI launcher on nodes of its own
+
+
+class MpiStyle(str, Enum):
+    """Families of MPI launchers that understand the same options."""
+
+    SRUN = "srun"  # Slurm
+    HYDRA = "hydra"  # mpiexec of MPICH, Intel MPI, MVAPICH, and HPE's PALS
+    OPENMPI = "openmpi"  # mpiexec of Open MPI
+    APRUN = "aprun"  # ALPS, on Cray XC and older
+    JSRUN = "jsrun"  # IBM's Job Step Manager, on CORAL machines
+    NONE = "none"  # no launcher: one rank, started like any other process
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +36,14 @@ class LaunchOrder:
     idle_timeout_s: float  #: a launcher that had no work for so long ends
     cores_per_node: int | None  #: None for what the node has
     python_path: tuple[str, ...]  #: where the script found its modules
+    directory: str  #: of the run, which all nodes of a block see
+    nodes: int | None = None  #: that this host stands for; None = those of the launcher's batch job
+    gpus_per_node: int | None = None  #: None for what the node has
+    walltime_s: float | None = None  #: of the batch job; None = not known here
+    mpi: str = "auto"  #: the MPI launcher: auto, or the value of an `MpiStyle`
+    job_mode: JobMode = JobMode.MIXED
+    address: str | None = None  #: where agents find the launcher; None = try all addresses of its host
+    agent_timeout_s: float = 120.0  #: a node whose agent has not reported after this time is left out
 
     def dumps(self) -> str:
         """Return it as JSON."""
@@ -25,4 +53,10 @@ class LaunchOrder:
     def loads(cls, text: str) -> LaunchOrder:
         """Read it back."""
         given = json.loads(text)
-        return cls(**{**given, "python_path": tuple(given["python_path"])})
+        given["python_path"] = tuple(given["python_path"])
+        given["job_mode"] = JobMode(given["job_mode"])
+        return cls(**given)
+
+    def without_secrets(self) -> LaunchOrder:
+        """Return it as it may be kept in the database."""
+        return replace(self, database="")

@@ -35,7 +35,7 @@ class ResourceSpec:
 
     num_nodes: int = 1  #: nodes, at least 1
     ranks_per_node: int = 1  #: MPI processes on each node, at least 1
-    cores_per_rank: int = 1  #: cores of each rank, at least 1
+    cores_per_rank: int | None = None  #: cores of each rank; None = 1, and all of the node's for tasks of several nodes
     gpus_per_rank: int = 0  #: GPUs of each rank
     node_packing_count: int | None = None  #: how many such tasks may share one node; each gets 1/count of its cores
     memory_gb: float | None = None  #: memory on each node, GB
@@ -44,7 +44,7 @@ class ResourceSpec:
     priority: int = 0  #: larger starts first
     key: str | None = None  #: the user's own name for this call, in place of one derived from its arguments
     max_retries: int | None = None  #: tries after the first that failed; None = as the executor's policy says
-    launch: Launch = Launch.ONCE  #: copies of the app
+    launch: Launch | None = None  #: copies of the app; None = `RANKS` for a command line, `ONCE` for a function
     launcher_options: str = ""  #: more options for the MPI launcher, as on its command line
     tags: tuple[tuple[str, str], ...] = ()  #: (name, value) pairs to find the task by, sorted by name
 
@@ -53,13 +53,15 @@ class ResourceSpec:
         checked: dict[str, object] = {
             "num_nodes": count("num_nodes", self.num_nodes, 1),
             "ranks_per_node": count("ranks_per_node", self.ranks_per_node, 1),
-            "cores_per_rank": count("cores_per_rank", self.cores_per_rank, 1),
             "gpus_per_rank": count("gpus_per_rank", self.gpus_per_rank, 0),
             "priority": count("priority", self.priority, -LARGEST),
-            "launch": _launch(self.launch),
             "launcher_options": text("launcher_options", self.launcher_options),
             "tags": _tags(self.tags),
         }
+        if self.cores_per_rank is not None:
+            checked["cores_per_rank"] = count("cores_per_rank", self.cores_per_rank, 1)
+        if self.launch is not None:
+            checked["launch"] = _launch(self.launch)
         if self.node_packing_count is not None:
             checked["node_packing_count"] = count("node_packing_count", self.node_packing_count, 1)
         if self.max_retries is not None:
@@ -122,26 +124,45 @@ class ResourceSpec:
         """MPI processes on all nodes together."""
         return self.num_nodes * self.ranks_per_node
 
+    @property
+    def cores(self) -> int | None:
+        """Cores on each of the task's nodes; None where that depends on the node.
+
+        A task of several nodes takes them whole, unless it says how many cores a rank needs.
+        """
+        if self.node_packing_count is not None or (self.num_nodes > 1 and self.cores_per_rank is None):
+            return None
+        return self.ranks_per_node * (self.cores_per_rank or 1)
+
     def cores_on(self, node_cores: int) -> int:
         """Return the cores that the task takes on each of its nodes.
-
-        A task of several nodes that says neither ranks nor cores takes its nodes whole.
 
         Parameters
         ----------
         node_cores
             Cores of one node.
         """
+        if self.cores is not None:
+            return self.cores
         if self.node_packing_count is not None:
             return max(1, node_cores // self.node_packing_count)
-        if self.num_nodes > 1 and self.ranks_per_node == self.cores_per_rank == 1:
-            return node_cores
-        return self.ranks_per_node * self.cores_per_rank
+        # More ranks than cores would otherwise look as if they fitted.
+        return max(node_cores, self.ranks_per_node)
+
+    @property
+    def gpus_on_node(self) -> int:
+        """GPUs that the task needs on each of its nodes."""
+        return self.ranks_per_node * self.gpus_per_rank
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether the task has more than one rank, and so needs an MPI launcher."""
+        return self.num_ranks > 1 or self.launch is Launch.RANKS
 
     def to_dict(self) -> dict[str, object]:
         """Return what differs from the plain task, ready for JSON; ``parse`` makes an equal specification of it."""
         changed = {name: getattr(self, name) for name in _FIELDS if getattr(self, name) != getattr(_PLAIN, name)}
-        if "launch" in changed:
+        if self.launch is not None:
             changed["launch"] = self.launch.value
         if "tags" in changed:
             changed["tags"] = dict(self.tags)

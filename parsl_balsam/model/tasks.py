@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.shares import Share
 from parsl_balsam.model.states import Outcome, TaskState
 
 
@@ -70,26 +71,26 @@ class AttemptStart:
     task_id: int
     number: int
     token: int
-    host: str
-    cores: tuple[int, ...]
-    age_s: float  #: seconds since it started
+    shares: tuple[Share, ...]  #: its placement; the first node is its head
+    started_at: float  #: seconds since the epoch, on the database's clock as its launcher knows it
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
     """An attempt that is over.
 
-    Times are ages, not dates, so that the clock of the host it ran on does not matter.
+    Times are seconds since the epoch, on the database's clock as the launcher knows it: the clock of the host it ran on
+    does not matter, and the times of a block's attempts are in order among themselves.
     """
 
     task_id: int
     number: int
     token: int
     outcome: Outcome
-    host: str | None = None
-    cores: tuple[int, ...] = ()
-    started_ago_s: float | None = None  #: None where it never had a process
-    ended_ago_s: float = 0.0
+    host: str | None = None  #: the node that is to be blamed, else the task's first
+    shares: tuple[Share, ...] = ()
+    started_at: float | None = None  #: None where it never had a process
+    ended_at: float | None = None  #: None for the time it is recorded
     payload: bytes | None = None  #: the encoded value or exception
     exit_code: int | None = None
     signal: int | None = None
@@ -98,6 +99,52 @@ class AttemptEnd:
     output: str | None = None  #: the last of what it printed
     stderr_tail: str | None = None  #: the last of the file its stderr was redirected to
     hopeless: bool = False  #: no other try could do better
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A claimed task that a launcher gives back unstarted, at no cost."""
+
+    task_id: int
+    token: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a launcher has room for: which tasks it would claim, and how many."""
+
+    tasks: int  #: at most
+    cores: int  #: of all of them, on all their nodes, at most
+    most_nodes: int  #: of one task
+    most_cores: int  #: of one task on one node
+    most_gpus: int  #: of one task on one node
+    node_cores: int  #: of a whole node, which is what a task takes that does not say how many cores it needs
+    time_left_min: float | None = None  #: no task that is expected to take longer; None = no limit
+    parallel: bool = True  #: whether tasks of several ranks are welcome
+    waited_s: float = 0.0  #: only tasks recorded at least so long ago: others may have room for the newer ones
+    least_cores: int = 0  #: of one task on all its nodes
+    fallback: bool = False  #: granted only if the wishes before it have found nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """A ready task for which a launcher has no room, not even when nothing else runs there."""
+
+    task_id: int
+    nodes: int
+    walltime_min: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    """What a block has to run tasks on."""
+
+    nodes: int  #: that tasks may run on, now
+    cores_per_node: int  #: of the largest of them
+    gpus_per_node: int
+    ends_in_s: float | None  #: None where its batch job has no limit, or none that is known
+    lost_nodes: tuple[str, ...] = ()  #: those that were there or should have been, with the reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ from parsl_balsam.db.server import Server
 from parsl_balsam.db.tasks import TaskStore
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import RetryPolicy
+from parsl_balsam.model.shares import Share
 from parsl_balsam.model.states import LEGAL, REOPENED, Outcome, TaskState
-from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, Bound, Call, ClaimedTask
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, Bound, Call, ClaimedTask, Wish
 
 #: No wait of a test is longer, seconds. None takes nearly as long where the code is right.
 LIMIT_S = 30.0
@@ -120,7 +121,7 @@ class Launcher:
 
     def exchange(self, want: int = 0, nodes: int = 1) -> Exchange:
         """Report nothing."""
-        return self.claims.exchange([], [], want, nodes)
+        return self.claims.exchange(wishes=[wish(want, nodes)] if want else [])
 
     def claim(self, want: int = 1, nodes: int = 1) -> list[ClaimedTask]:
         """Claim tasks that are ready."""
@@ -128,7 +129,7 @@ class Launcher:
 
     def start(self, *tasks: ClaimedTask, host: str = "node1") -> None:
         """Report that tasks have processes now."""
-        self.claims.exchange([started(task, host) for task in tasks], [], 0, 1)
+        self.claims.exchange([started(task, host) for task in tasks])
 
     def begin(self, host: str = "node1") -> ClaimedTask:
         """Claim one task and start it."""
@@ -138,7 +139,7 @@ class Launcher:
 
     def end(self, task: ClaimedTask, outcome: Outcome, **more: Any) -> Exchange:
         """Report the end of a task that was started."""
-        return self.claims.exchange([], [ended(task, outcome, **more)], 0, 1)
+        return self.claims.exchange(ends=[ended(task, outcome, **more)])
 
     def run(self, outcome: Outcome = Outcome.DONE, host: str = "node1", **more: Any) -> ClaimedTask:
         """Claim one task, start it and report its end."""
@@ -152,16 +153,24 @@ class Launcher:
         wait_until(lambda: now(self.database) > until)
 
 
+def wish(tasks: int = 1, nodes: int = 1, **more: Any) -> Wish:
+    """What a launcher has room for that counts nothing but nodes."""
+    unlimited = {"cores": 10**6, "most_cores": 10**6, "most_gpus": 10**6, "node_cores": 4}
+    return Wish(tasks, most_nodes=nodes, **{**unlimited, **more})
+
+
 def started(task: ClaimedTask, host: str = "node1") -> AttemptStart:
     """What a launcher reports of a start."""
-    return AttemptStart(task.task_id, task.number, task.token, host, (0,), 0.0)
+    return AttemptStart(task.task_id, task.number, task.token, (Share(host, (0,)),), time.time())
 
 
-def ended(task: ClaimedTask, outcome: Outcome, started_ago_s: float | None = 0.0, **more: Any) -> AttemptEnd:
+def ended(task: ClaimedTask, outcome: Outcome, has_started: bool = True, **more: Any) -> AttemptEnd:
     """What a launcher reports of an end."""
     if outcome is Outcome.DONE:
         more.setdefault("payload", b"result")
-    return AttemptEnd(task.task_id, task.number, task.token, outcome, started_ago_s=started_ago_s, **more)
+    return AttemptEnd(
+        task.task_id, task.number, task.token, outcome, started_at=time.time() if has_started else None, **more
+    )
 
 
 def now(database: Database) -> float:

@@ -12,6 +12,7 @@ from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.tasks import cancel_tasks
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.model.retry import RetryPolicy
+from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import Outcome, TaskState
 
 from .conftest import (
@@ -33,6 +34,7 @@ from .conftest import (
     state,
     wait_until,
     wait_until_blocked,
+    wish,
 )
 
 
@@ -111,7 +113,7 @@ def test_block_of_an_earlier_run_ends_what_it_holds_and_claims_nothing(
     again = Campaign(database)
     again.task("held")
     again.task("new")
-    answer = launcher.claims.exchange([], [ended(task, Outcome.DONE)], 5, 1)
+    answer = launcher.claims.exchange([], [ended(task, Outcome.DONE)], [wish(5)])
     assert answer.superseded
     assert answer.claimed == []
     assert state(database, held) == "done"
@@ -165,10 +167,13 @@ def test_start_and_end_are_recorded(database: Database, campaign: Campaign, laun
     claimed = launcher.begin("node7")
     assert state(database, task) == "running"
     (attempt,) = rows(database, "SELECT * FROM attempts")
-    assert (attempt["host"], attempt["cores"], attempt["outcome"]) == ("node7", "0", None)
-    launcher.end(claimed, Outcome.EXIT, host="node7", cores=(0, 1), exit_code=3, output="spoke", stderr_tail="cried")
+    assert (attempt["host"], attempt["outcome"]) == ("node7", None)
+    assert read_shares(attempt["placement"]) == (Share("node7", (0,)),)
+    shares = (Share("node7", (0, 1)), Share("node8", (0, 1), ("gpu0",)))
+    launcher.end(claimed, Outcome.EXIT, shares=shares, exit_code=3, output="spoke", stderr_tail="cried")
     (attempt,) = rows(database, "SELECT * FROM attempts")
-    assert (attempt["cores"], attempt["exit_code"], attempt["outcome"]) == ("0,1", 3, "exit")
+    assert (attempt["host"], attempt["exit_code"], attempt["outcome"]) == ("node7", 3, "exit")
+    assert read_shares(attempt["placement"]) == shares
     assert (attempt["output"], attempt["stderr_tail"]) == ("spoke", "cried")
     assert history(database, task) == ["ready", "assigned", "running", "failed"]
     check_invariants(database)
@@ -185,7 +190,7 @@ def test_short_task_is_reported_once(database: Database, campaign: Campaign, lau
 def test_start_and_end_in_one_report(database: Database, campaign: Campaign, launcher: Launcher) -> None:
     task = campaign.task()
     (claimed,) = launcher.claim()
-    launcher.claims.exchange([started(claimed)], [ended(claimed, Outcome.DONE)], 0, 1)
+    launcher.claims.exchange([started(claimed)], [ended(claimed, Outcome.DONE)])
     assert history(database, task) == ["ready", "assigned", "running", "done"]
     check_invariants(database)
 
@@ -196,9 +201,9 @@ def test_report_repeated_after_an_unknown_outcome_is_written_once(
     campaign.submit(campaign.call("a"), campaign.call("b"))
     over, begun = launcher.claim(2)
     report = ([started(begun)], [ended(over, Outcome.DONE)])
-    launcher.claims.exchange(*report, 0, 1)
+    launcher.claims.exchange(*report)
     before = snapshot(database)
-    launcher.claims.exchange(*report, 0, 1)
+    launcher.claims.exchange(*report)
     assert snapshot(database) == before
     check_invariants(database)
 
@@ -220,7 +225,7 @@ def test_stale_token_writes_nothing(
     launcher.claims.release_strays([])
     launcher.begin()
     before = snapshot(database)
-    launcher.claims.exchange([started(stale)], [ended(stale, outcome)], 0, 1)
+    launcher.claims.exchange([started(stale)], [ended(stale, outcome)])
     assert snapshot(database) == before
     check_invariants(database)
 
@@ -233,8 +238,8 @@ def test_token_of_another_attempt_or_task_writes_nothing(
     (other,) = launcher.claim()
     before = snapshot(database)
     for forged in (replace(task, number=2), replace(task, token=other.token), replace(task, task_id=other.task_id)):
-        launcher.claims.exchange([], [ended(forged, Outcome.DONE)], 0, 1)
-        launcher.claims.exchange([started(replace(forged, number=1))] if forged.number == 1 else [], [], 0, 1)
+        launcher.claims.exchange([], [ended(forged, Outcome.DONE)])
+        launcher.claims.exchange([started(replace(forged, number=1))] if forged.number == 1 else [], [])
     assert snapshot(database) == before
     check_invariants(database)
 
@@ -250,7 +255,7 @@ def test_launcher_that_lost_its_lease_writes_nothing(database: Database, campaig
     elsewhere.begin()
     before = snapshot(database)
     with pytest.raises(LeaseLost):
-        frozen.claims.exchange([started(claimed)], [ended(claimed, Outcome.DONE)], 1, 1)
+        frozen.claims.exchange([started(claimed)], [ended(claimed, Outcome.DONE)], [wish()])
     with pytest.raises(LeaseLost):
         frozen.claims.release_strays([])
     assert snapshot(database) == before
@@ -324,7 +329,7 @@ def test_cancel_of_a_held_task_is_for_its_launcher(
     assert cancel_tasks(database, [task], "user") == {task: TaskState(found)}
     assert state(database, task) == found
     assert launcher.exchange().cancelled == [task]
-    launcher.end(claimed, Outcome.CANCELLED, started_ago_s=0.0 if has_started else None)
+    launcher.end(claimed, Outcome.CANCELLED, has_started=has_started)
     assert state(database, task) == "cancelled"
     assert launcher.exchange().cancelled == []
     assert outcomes(database, task) == ["cancelled"]
@@ -364,7 +369,7 @@ def test_cancel_and_report_do_not_wait_for_each_other(postgres_database: Databas
     with paused_before(user, "UPDATE workflows") as pause:
         cancel = Story(lambda: cancel_tasks(user, [begins.task_id, waits], "user"))
         pause.wait_until_reached()
-        report = Story(lambda: launcher.claims.exchange([started(begins)], [ended(ends, Outcome.DONE)], 0, 1))
+        report = Story(lambda: launcher.claims.exchange([started(begins)], [ended(ends, Outcome.DONE)]))
         wait_until_blocked(postgres_database)
         pause.go_on()
         cancel.result()
@@ -379,6 +384,6 @@ def test_task_that_no_node_can_run_fails_before_it_starts(
 ) -> None:
     task = campaign.task()
     (claimed,) = launcher.claim()
-    launcher.end(claimed, Outcome.ERROR, started_ago_s=None, error="it has 4 cores", hopeless=True)
+    launcher.end(claimed, Outcome.ERROR, has_started=False, error="it has 4 cores", hopeless=True)
     assert state(database, task) == "failed"
     check_invariants(database)

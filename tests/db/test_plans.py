@@ -13,7 +13,7 @@ from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.connect import Database
 from parsl_balsam.model.states import Outcome
 
-from .conftest import Campaign, Launcher, check_invariants, ended, started
+from .conftest import Campaign, Launcher, check_invariants, ended, started, wish
 
 
 @contextmanager
@@ -39,14 +39,14 @@ def work(database: Database) -> list[tuple[str, Any]]:
     launcher = Launcher(campaign)
     campaign.submit(*(campaign.call(str(number)) for number in range(200)))
     claimed = launcher.claim(100)
-    launcher.claims.exchange([], [ended(task, Outcome.DONE) for task in claimed], 0, 1)
+    launcher.claims.exchange([], [ended(task, Outcome.DONE) for task in claimed])
     with database.begin() as connection:
         connection.execute(text("ANALYZE"))
     with statements_of(database) as seen:
         campaign.submit(campaign.call("new"), campaign.call("3"))
         (task,) = launcher.claim(1)
-        launcher.claims.exchange([started(task)], [], 0, 1)
-        launcher.claims.exchange([], [ended(task, Outcome.ERROR)], 500, 1)
+        launcher.claims.exchange([started(task)], [])
+        launcher.claims.exchange([], [ended(task, Outcome.ERROR)], [wish(500)])
         over, _ = campaign.store.finished_since(1)
         campaign.store.fetch(over)
         reap(database)

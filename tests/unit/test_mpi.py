@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_balsam.launcher.mpi import MpiStyle, RankPlacement, choose, environment, launcher_program, prefix
+from parsl_balsam.launcher.mpi import RankPlacement, choose, environment, launcher_program, prefix
 from parsl_balsam.model.errors import ConfigurationError, ImpossibleTask
+from parsl_balsam.model.launch import MpiStyle
 
 LAUNCHERS = [style for style in MpiStyle if style is not MpiStyle.NONE]
 
@@ -25,24 +26,32 @@ GOLDEN = [
     (
         MpiStyle.SRUN,
         ONE_NODE,
-        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=4 --ntasks-per-node=4 --nodelist=n2 --cpus-per-task=1",
+        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=4 --ntasks-per-node=4 --distribution=block "
+        "--nodelist=n2 --cpus-per-task=1",
     ),
     (
         MpiStyle.SRUN,
         TWO_NODES,
-        "srun --overlap --kill-on-bad-exit=1 --nodes=2 --ntasks=4 --ntasks-per-node=2 --nodelist=n2,n3 "
-        "--cpus-per-task=3 --gpus-per-task=1",
+        "srun --overlap --kill-on-bad-exit=1 --nodes=2 --ntasks=4 --ntasks-per-node=2 --distribution=block "
+        "--nodelist=n2,n3 --cpus-per-task=3",
     ),
     (
         MpiStyle.SRUN,
         SHARED,
-        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=2 --ntasks-per-node=2 --nodelist=n2 --cpu-bind=none",
+        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=2 --ntasks-per-node=2 --distribution=block "
+        "--nodelist=n2 --cpu-bind=none",
+    ),
+    (
+        MpiStyle.SRUN,
+        RankPlacement(("n2",), ranks_per_node=2, cores_per_rank=3, shared=True, cores=(2, 3, 4, 8, 9, 10)),
+        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=2 --ntasks-per-node=2 --distribution=block "
+        "--nodelist=n2 --cpu-bind=mask_cpu:0x1c,0x700",
     ),
     (
         MpiStyle.SRUN,
         OPTIONS,
-        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=1 --ntasks-per-node=1 --nodelist=n2 "
-        "--cpus-per-task=1 --label 'a b'",
+        "srun --overlap --kill-on-bad-exit=1 --nodes=1 --ntasks=1 --ntasks-per-node=1 --distribution=block "
+        "--nodelist=n2 --cpus-per-task=1 --label 'a b'",
     ),
     (MpiStyle.HYDRA, ONE_NODE, "mpiexec -n 4 -ppn 4 -hosts n2"),
     (MpiStyle.HYDRA, TWO_NODES, "mpiexec -n 4 -ppn 2 -hosts n2,n3"),
@@ -142,7 +151,7 @@ def test_variables_of_a_task() -> None:
         "PARSL_MPI_PREFIX": "mpiexec.mpich -n 4 -ppn 2 -hosts n1,n2 -l",
         "PARSL_MPIEXEC_PREFIX": "mpiexec.mpich -n 4 -ppn 2 -hosts n1,n2 -l",
         "PARSL_SRUN_PREFIX": "srun --overlap --kill-on-bad-exit=1 --nodes=2 --ntasks=4 --ntasks-per-node=2 "
-        "--nodelist=n1,n2 --cpus-per-task=1 -l",
+        "--distribution=block --nodelist=n1,n2 --cpus-per-task=1 -l",
         "PARSL_APRUN_PREFIX": "aprun -n 4 -N 2 -d 1 -L n1,n2 -l",
         "PARSL_NUM_NODES": "2",
         "PARSL_NUM_RANKS": "4",

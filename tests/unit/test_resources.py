@@ -26,7 +26,7 @@ def specs(draw: st.DrawFn) -> ResourceSpec:
     return ResourceSpec(
         num_nodes=nodes,
         ranks_per_node=draw(counts),
-        cores_per_rank=draw(counts),
+        cores_per_rank=draw(st.none() | counts),
         gpus_per_rank=draw(st.integers(0, 8)),
         node_packing_count=draw(st.none() | counts) if nodes == 1 else None,
         memory_gb=draw(st.none() | positive),
@@ -35,7 +35,7 @@ def specs(draw: st.DrawFn) -> ResourceSpec:
         priority=draw(st.integers(-1000, 1000)),
         key=draw(st.none() | texts.filter(str.strip)),
         max_retries=draw(st.none() | st.integers(0, 9)),
-        launch=draw(st.sampled_from(Launch)),
+        launch=draw(st.none() | st.sampled_from(Launch)),
         launcher_options=draw(texts),
         tags=tuple(sorted(draw(st.dictionaries(texts.filter(bool), texts, max_size=3)).items())),
     )

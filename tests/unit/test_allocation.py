@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_balsam.launcher.batch import (
+from parsl_balsam.launcher.allocation import (
     Allocation,
     detect,
     expand_cray_nodes,
