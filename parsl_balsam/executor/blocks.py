@@ -69,8 +69,9 @@ class BlockBook:
         return blocks.statuses(self._database, [self._rows[block_id] for block_id in block_ids])
 
 
-def write_order(order: LaunchOrder, directory: Path) -> Path:
+def write_order(order: LaunchOrder) -> Path:
     """Write what the launchers of this run must know to a file that only its owner can read; return the file."""
+    directory = Path(order.directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "launch.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -35,6 +35,7 @@ class TaskFuture(Future[Any]):
         self.occurrence = occurrence
         self.task_id: int | None = None  #: known once the call is recorded
         self.cancel_wanted = False  #: by the script itself
+        self.weight = 1  #: cores that it needs on all its nodes
 
 
 def refuse(*args: Any, **kwargs: Any) -> NoReturn:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typeguard
 from parsl.data_provider.staging import Staging
 from parsl.executors.errors import BadStateException
 from parsl.executors.status_handling import BlockProviderExecutor
-from parsl.jobs.states import JobState, JobStatus
+from parsl.jobs.states import JobStatus
 from parsl.monitoring.radios.base import RadioConfig
 from parsl.monitoring.radios.filesystem import FilesystemRadio
 from parsl.providers import LocalProvider
@@ -31,16 +32,17 @@ from parsl_balsam.executor.blocks import BlockBook, write_order
 from parsl_balsam.executor.calls import CallBook, TaskFuture
 from parsl_balsam.executor.completion import Completion
 from parsl_balsam.executor.heartbeat import Heartbeat
+from parsl_balsam.executor.limits import check_launcher, limits_of, walltime_of
 from parsl_balsam.executor.pending import Pending
+from parsl_balsam.executor.scaling import ScalingExecutor
 from parsl_balsam.executor.submission import ReuseCounts, Submission
 from parsl_balsam.model.errors import (
     ConfigurationError,
     DatabaseUnavailable,
-    ImpossibleTask,
     RunEnded,
     TaskCancelled,
 )
-from parsl_balsam.model.launch import LaunchOrder
+from parsl_balsam.model.launch import JobMode, LaunchOrder
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import RetryPolicy
 from parsl_balsam.model.states import TaskState
@@ -51,7 +53,7 @@ logger = logging.getLogger(__name__)
 _SHUTDOWN_S = 15.0
 
 
-class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
+class BalsamExecutor(ScalingExecutor, RepresentationMixin):
     """Runs apps as durable tasks of a database, in blocks requested through a provider.
 
     Every call is recorded before it runs, and so is every attempt to run it. When the script is killed and started
@@ -80,6 +82,20 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         failed.
     cores_per_node
         Cores that tasks may use on each node. By default all that the node has.
+    gpus_per_node
+        GPUs that tasks may use on each node. By default all that the node is known to have.
+    mpi
+        How programs of several ranks are started: ``srun``, ``hydra`` (MPICH, Intel MPI, PALS), ``openmpi``, ``aprun``,
+        ``jsrun``, ``none``, or ``auto`` for what the block's batch system and PATH suggest.
+    job_mode
+        ``mixed`` runs any task, and those of one process need no MPI launcher. ``serial`` runs only these. ``mpi``
+        starts every task by the MPI launcher on nodes of its own, for launchers that cannot share a node (``aprun``,
+        ``jsrun``).
+    address
+        A name or address of the block's first node at which the other nodes reach it. By default all that it has are
+        tried.
+    agent_timeout_s
+        A node of a block that has not reported after this time is left out, seconds.
     task_defaults
         A ``parsl_resource_specification`` for calls that do not say otherwise.
     idle_timeout_s
@@ -113,6 +129,11 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         retry: RetryPolicy | None = None,
         max_crashes: int = 3,
         cores_per_node: int | None = None,
+        gpus_per_node: int | None = None,
+        mpi: Literal["auto", "srun", "hydra", "openmpi", "aprun", "jsrun", "none"] = "auto",
+        job_mode: Literal["mixed", "serial", "mpi"] = "mixed",
+        address: str | None = None,
+        agent_timeout_s: float = 120.0,
         task_defaults: dict[str, Any] | None = None,
         idle_timeout_s: float = 300.0,
         lease_s: float = 30.0,
@@ -126,10 +147,18 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
             raise ConfigurationError("give either retry or max_retries and max_crashes: retry has both inside")
         if workflow == "":
             raise ConfigurationError("workflow is empty: give it a name, or leave it out")
-        positive = {"idle_timeout_s": idle_timeout_s, "lease_s": lease_s, "cores_per_node": cores_per_node}
+        positive = {
+            "idle_timeout_s": idle_timeout_s,
+            "lease_s": lease_s,
+            "cores_per_node": cores_per_node,
+            "agent_timeout_s": agent_timeout_s,
+        }
         for name, value in positive.items():
             if value is not None and value <= 0:
                 raise ConfigurationError(f"{name}={value!r} must be greater than zero")
+        if gpus_per_node is not None and gpus_per_node < 0:
+            raise ConfigurationError(f"gpus_per_node={gpus_per_node!r} must not be negative")
+        check_launcher(self.provider)
         self._address = resolve(os.fspath(database))
         if self._address.get_backend_name() == "sqlite" and not isinstance(self.provider, LocalProvider):
             raise ConfigurationError(
@@ -143,6 +172,11 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self.retry = retry
         self.max_crashes = max_crashes
         self.cores_per_node = cores_per_node
+        self.gpus_per_node = gpus_per_node
+        self.mpi = mpi
+        self.job_mode = job_mode
+        self.address = address
+        self.agent_timeout_s = agent_timeout_s
         self.task_defaults = task_defaults
         self.idle_timeout_s = idle_timeout_s
         self.lease_s = lease_s
@@ -151,9 +185,11 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
         self._policy = retry or RetryPolicy(max_retries=max_retries, max_crashes=max_crashes)
         self._defaults = ResourceSpec.parse(task_defaults or {})
+        self._limits = limits_of(self.provider, cores_per_node, gpus_per_node, JobMode(job_mode))
         self._calls = CallBook(structural=workflow is not None)
         self._pending = Pending()
-        self._first_blocks_started = False
+        self._counting = threading.Lock()
+        self._outstanding = 0
         self._closed = False
 
     def start(self) -> None:
@@ -169,9 +205,33 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         super().start()
         self._db = open_database(self._address.render_as_string(hide_password=False))
         name = self.workflow if self.workflow is not None else f"run {uuid.uuid4()}"
+        order = LaunchOrder(
+            database="",
+            workflow_id=0,
+            lease_s=self.lease_s,
+            idle_timeout_s=self.idle_timeout_s,
+            cores_per_node=self.cores_per_node,
+            python_path=tuple(os.path.abspath(entry) for entry in sys.path),
+            directory=str(Path(self.run_dir).absolute() / self.label),
+            nodes=self._limits.nodes if isinstance(self.provider, LocalProvider) else None,
+            gpus_per_node=self.gpus_per_node,
+            walltime_s=walltime_of(self.provider),
+            mpi=self.mpi,
+            job_mode=JobMode(self.job_mode),
+            address=self.address,
+            agent_timeout_s=self.agent_timeout_s,
+        )
         try:
             self._run = begin_run(
-                self._db, name, self.label, str(self.run_id), this_process(), is_dead, self._policy, self.lease_s
+                self._db,
+                name,
+                self.label,
+                str(self.run_id),
+                this_process(),
+                is_dead,
+                self._policy,
+                self.lease_s,
+                order.dumps(),
             )
         except Exception:
             self._db.close()
@@ -183,20 +243,10 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self._submission = Submission(self._db, store, self._pending, self._completion, self._fail)
         self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
         self._blocks = BlockBook(self._db, self._run, self.lease_s)
-        order = LaunchOrder(
-            database=self._db.address,
-            workflow_id=self._run.workflow_id,
-            lease_s=self.lease_s,
-            idle_timeout_s=self.idle_timeout_s,
-            cores_per_node=self.cores_per_node,
-            python_path=tuple(os.path.abspath(entry) for entry in sys.path),
-        )
-        self._order_file = write_order(order, Path(self.run_dir) / self.label)
+        self._order_file = write_order(replace(order, database=self._db.address, workflow_id=self._run.workflow_id))
         for thread in (self._completion, self._submission, self._heartbeat):
             thread.start()
-        # Parsl's strategy would request them one strategy period later.
-        super().scale_out_facade(self.provider.init_blocks)
-        self._first_blocks_started = True
+        self.start_first_blocks()
 
     def submit(
         self, func: Callable[..., Any], resource_specification: dict[str, Any] | None, *args: Any, **kwargs: Any
@@ -219,15 +269,18 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         if self.bad_state_is_set:
             raise self.executor_exception
         spec = ResourceSpec.parse({} if resource_specification is None else resource_specification, self._defaults)
-        self._refuse_impossible(spec)
+        self._limits.check(spec)
         call, body = self._calls.enter(func, spec, args, kwargs)
         future = TaskFuture(call.key, call.occurrence)
         if self._calls.was_cancelled(call.key):
             future.set_exception(TaskCancelled(f"a call like this one of {call.app} was cancelled in this run"))
             return future
-        self._tasks[future] = future
+        future.weight = self._limits.weight(spec)
+        with self._counting:
+            self._outstanding += future.weight
+            self._tasks[future] = future
         self._submission.put(call, body, future)
-        if self.bad_state_is_set and self._tasks.pop(future, None):  # it came about just now, without this future
+        if self.bad_state_is_set and self._forget(future):  # it came about just now, without this future
             self._set_exception(future, BadStateException(self, self.executor_exception))
         return future
 
@@ -274,62 +327,13 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         super().shutdown()
 
     def outstanding(self) -> int:
-        """Return how many calls wait or run."""
-        return len(self._tasks)
+        """Return how many cores the calls that wait or run need together: Parsl's strategies count slots of one."""
+        return self._outstanding
 
     @property
     def workers_per_node(self) -> int:
         """How many one-core tasks run on a node at a time, as far as can be told here."""
-        if self.cores_per_node is not None:
-            return self.cores_per_node
-        if isinstance(self.provider, LocalProvider):
-            return len(os.sched_getaffinity(0))
-        return getattr(self.provider, "cores_per_node", None) or 1
-
-    # What Parsl's poller calls must never raise: it would end the poll, and the scaling of all other executors with it.
-
-    def poll_facade(self) -> None:
-        """Look at the blocks, and request one if work came after the last one had ended for want of it."""
-        try:
-            super().poll_facade()
-            for block_id, status in self._status.items():
-                if status.terminal:
-                    self._blocks.note_over(block_id, f"its job is over: {status.message or status.state.name}")
-            if self.outstanding() and self._ended_idle() and not self.bad_state_is_set:
-                super().scale_out_facade(1)
-        except Exception:
-            logger.exception("blocks could not be looked at")
-
-    def scale_out_facade(self, n: int) -> list[str]:
-        """Request blocks."""
-        if self._first_blocks_started:
-            # The strategy's first request is for the initial blocks, which `start` has made.
-            self._first_blocks_started = False
-            return []
-        try:
-            return super().scale_out_facade(n)  # type: ignore[no-any-return]
-        except Exception:
-            logger.exception("no block could be requested")
-            return []
-
-    def scale_in_facade(self, n: int, max_idletime: float | None = None) -> list[str]:
-        """End blocks, those with the least work first. What runs there becomes ready again, at no cost."""
-        try:
-            return super().scale_in_facade(n)  # type: ignore[no-any-return]
-        except Exception:
-            logger.exception("no block could be ended")
-            return []
-
-    def handle_errors(self, status: dict[str, JobStatus]) -> None:
-        """Judge failing blocks."""
-        try:
-            super().handle_errors(status)
-        except Exception:
-            logger.exception("the block error handler failed")
-
-    def scale_in(self, blocks: int) -> list[str]:
-        """End blocks, those with the least work first; return their ids."""
-        return self._cancel_blocks(self._blocks.least_busy_first(self._live_blocks())[:blocks])
+        return self._limits.cores or 1
 
     def set_bad_state_and_fail_all(self, exception: Exception) -> None:
         """Fail all calls, now and from now on."""
@@ -337,58 +341,20 @@ class BalsamExecutor(BlockProviderExecutor, RepresentationMixin):
         self._executor_exception = exception
         self._executor_bad_state.set()
         for future in list(self._tasks):
-            self._tasks.pop(future, None)
+            self._forget(future)
             self._set_exception(future, BadStateException(self, exception))
 
-    def _launch_block(self, block_id: str) -> Any:
-        row = self._blocks.record(block_id)
-        try:
-            job_id = super()._launch_block(block_id)
-        except Exception as error:
-            self._blocks.close(row, f"it could not be requested: {error}")
-            raise
-        self._blocks.note_job(row, str(job_id))
-        return job_id
-
-    def _get_launch_command(self, block_id: str) -> str:
-        return (
-            f"PARSL_WORKER_BLOCK_ID={block_id} exec {shlex.quote(sys.executable)} -m parsl_balsam.launcher "
-            f"{shlex.quote(str(self._order_file))} {self._blocks.row(block_id)}"
-        )
-
-    def _live_blocks(self) -> list[str]:
-        return [block_id for block_id, status in self._status.items() if not status.terminal]
-
-    def _cancel_blocks(self, block_ids: list[str]) -> list[str]:
-        if not block_ids:
-            return []
-        cancelled = self.provider.cancel([self.blocks_to_job_id[block_id] for block_id in block_ids])
-        return [block_id for block_id, done in zip(block_ids, cancelled, strict=True) if done]
-
-    def _ended_idle(self) -> bool:
-        """Tell whether no block is left and the last one ended by itself. Strategy 'none' would not request another."""
-        if not self._status or self._live_blocks():
-            return False
-        last = max(self._status, key=int)
-        return bool(self._status[last].state is JobState.COMPLETED)
-
-    def _refuse_impossible(self, spec: ResourceSpec) -> None:
-        if spec.num_nodes > 1 or spec.num_ranks > 1:
-            raise ImpossibleTask(
-                f"num_nodes={spec.num_nodes}, ranks_per_node={spec.ranks_per_node}: this executor's launcher runs "
-                "tasks of one process on one node; use cores_per_rank for threads"
-            )
-        if spec.gpus_per_rank:
-            raise ImpossibleTask(f"gpus_per_rank={spec.gpus_per_rank}: this executor's launcher knows of no GPUs")
-        known = self.cores_per_node is not None or isinstance(self.provider, LocalProvider)
-        if known and spec.cores_on(self.workers_per_node) > self.workers_per_node:
-            raise ImpossibleTask(
-                f"cores_per_rank={spec.cores_per_rank} is more than the {self.workers_per_node} cores of a node"
-            )
+    def _forget(self, future: TaskFuture) -> bool:
+        """Count a call no more; return False if it was not counted."""
+        with self._counting:
+            if self._tasks.pop(future, None) is None:
+                return False
+            self._outstanding -= future.weight
+            return True
 
     def _on_end(self, future: TaskFuture, state: TaskState) -> None:
         # Parsl's error handler fails all futures that it finds here: out with it before it is completed.
-        self._tasks.pop(future, None)
+        self._forget(future)
         if state is not TaskState.READY:
             self._calls.note_end(future, state)
 

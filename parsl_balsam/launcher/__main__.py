@@ -6,9 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
+from parsl_balsam.db.blocks import abandon_block
 from parsl_balsam.db.claims import LeaseLost
 from parsl_balsam.db.connect import open_database
-from parsl_balsam.launcher.allocation import local_node
+from parsl_balsam.launcher.block import prepare
 from parsl_balsam.launcher.launcher import run_block
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
@@ -21,7 +22,12 @@ def main() -> int:
     try:
         order = LaunchOrder.loads(order_file.read_text())
         database = open_database(order.database, create=False)
-        run_block(order, database, block_id, local_node(order.cores_per_node))
+        try:
+            parts = prepare(order, block_id)
+        except BalsamError as error:
+            abandon_block(database, block_id, str(error))
+            raise
+        run_block(order, database, block_id, parts)
     except (BalsamError, LeaseLost, OSError) as error:
         print(f"launcher of block {block_id}: {error}", file=sys.stderr)
         return 1

@@ -1,268 +1,275 @@
-"""One per node: starts its workers, watches them, and kills them with everything they started.
+"""One per node: runs tasks for the launcher, and ends them when the launcher is gone.
 
 It holds no database connection, so that it can fork: a worker is ready in milliseconds, with Parsl already imported.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from parsl_balsam.launcher import usage, worker
-from parsl_balsam.launcher.capture import Capture, tail_of_file
-from parsl_balsam.launcher.channel import Channel, RecentlyUsed
-from parsl_balsam.launcher.messages import Ended, Kill, Lease, Start
-from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, sweep, sweep_all
+from parsl_balsam.launcher.channel import Channel
+from parsl_balsam.launcher.curve import Line, reachable
+from parsl_balsam.launcher.invitation import Invitation
+from parsl_balsam.launcher.messages import (
+    LEASE_SHARE,
+    MARK,
+    Beat,
+    Clean,
+    Cleaned,
+    Died,
+    Ended,
+    Farewell,
+    Hello,
+    Kill,
+    Lease,
+    Start,
+)
+from parsl_balsam.launcher.mpi import rank_of_environment
+from parsl_balsam.launcher.node import this_node
+from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, marked, sweep_all
+from parsl_balsam.launcher.space import Node
+from parsl_balsam.launcher.workers import Workers
+from parsl_balsam.model.errors import AllocationError
 from parsl_balsam.model.states import Outcome
-from parsl_balsam.model.tasks import Usage
 
-#: How often orphans that are slow to die, and long outputs, are looked after, seconds.
-_CARE_S = 0.05
-_RELIEF_S = 1.0
+#: How long the end of a task that looks as if someone had sent SIGTERM is held back, seconds. When a batch job is
+#: cancelled, all its processes are sent that signal: the agent's own may come a moment after a task's.
+_TERM_S = 0.3
 
+#: How often the processes of a task that do not die are looked for, seconds.
+_CLEAN_S = 0.05
 
-@dataclass(slots=True)
-class _Worker:
-    pid: int
-    channel: Channel
-    capture: Capture
-    functions: RecentlyUsed = field(default_factory=RecentlyUsed)
-    task: Start | None = None
-    until: float | None = None  #: when its task is to be killed, on the monotonic clock
-    verdict: Ended | None = None  #: what to report once it is dead, where the agent killed it
+#: How long an agent tries to reach its launcher, seconds.
+_REACH_S = 120.0
 
 
 class Agent:
-    """Runs tasks for a launcher at the other end of a channel."""
+    """Runs tasks for a launcher at the other end of a line."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._launcher = channel
+    def __init__(self, line: Channel | Line, lease_s: float) -> None:
+        self._line = line
+        self._lease_s = lease_s
         self._selector = selectors.DefaultSelector()
-        self._workers: dict[int, _Worker] = {}
-        self._idle: list[_Worker] = []
-        self._by_task: dict[int, _Worker] = {}
-        self._bodies = RecentlyUsed()
-        self._held_back: list[Ended] = []  # reports of tasks whose processes are not all gone yet
-        self._orphans = False
-        self._lease_until = float("inf")
-        self._relieve_at = time.monotonic() + _RELIEF_S
         self._alarm, self._alarm_writer = socket.socketpair()
+        keep_out: list[Callable[[], object]] = [self._alarm.close, self._alarm_writer.close, self._selector.close]
+        if isinstance(line, Channel):
+            keep_out.append(line.close)
+        # The other kind must not be touched after a fork: the thread that serves it is not there.
+        self._workers = Workers(self._selector, self._report, keep_out)
+        self._terminated = False  # the batch job is being ended
+        self._doubtful: list[tuple[float, Ended]] = []
+        self._cleaning: dict[int, str] = {}
+        self._clean_at = float("inf")
+        self._beat_at = 0.0
+        self._lease_until = float("inf")
+        self._heard_at = time.monotonic()
 
-    def run(self, warm: int) -> None:
-        """Serve until the launcher is gone; then end all tasks and return."""
+    def run(self, node: Node) -> NoReturn:
+        """Serve until the launcher is gone; then end all tasks, and this process."""
         self._alarm.setblocking(False)
         self._alarm_writer.setblocking(False)
         signal.set_wakeup_fd(self._alarm_writer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._selector.register(self._launcher, selectors.EVENT_READ, self._hear_launcher)
+        signal.signal(signal.SIGTERM, self._terminate)
+        self._selector.register(self._line, selectors.EVENT_READ, self._hear_launcher)
+        if isinstance(self._line, Line):
+            self._selector.register(self._line.alarm(), selectors.EVENT_READ, self._hear_launcher)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._hear_alarm)
-        for _ in range(warm):
-            self._idle.append(self._fork())
+        _import_early()
+        self._lease_until = time.monotonic() + self._lease_s * LEASE_SHARE
+        self._line.post(Hello(node))
+        self._line.flush()
+        self._workers.warm(len(node.cores))
         try:
             while True:
-                for key, _ in self._selector.select(self._pause()):
-                    key.data(key.fileobj)
                 self._care()
-                self._launcher.flush()
+                self._line.flush()
+                pause = 0.0 if self._line.pending() else self._pause()
+                for key, _ in self._selector.select(pause):
+                    key.data()
+                if self._line.pending():
+                    self._hear_launcher()
         except EOFError:
-            self._end_everything()
+            pass
+        sweep_all()
+        os._exit(0)
 
-    def _pause(self) -> float | None:
+    def _pause(self) -> float:
         now = time.monotonic()
-        due = [self._lease_until, *(w.until for w in self._by_task.values() if w.until is not None)]
-        if self._by_task:
-            due.append(self._relieve_at)
-        pause = max(0.0, min(due) - now)
-        if self._orphans:
-            pause = min(pause, _CARE_S)
-        return None if pause == float("inf") else pause
+        due = min(self._beat_at, self._clean_at, self._lease_until if self._workers.running() else float("inf"))
+        if self._doubtful:
+            due = min(due, self._doubtful[0][0])
+        return min(max(0.0, due - now), self._workers.pause())
 
-    def _hear_alarm(self, alarm: socket.socket) -> None:
+    def _terminate(self, *_: object) -> None:
+        """Go on until the launcher says otherwise, but put down to the block what ends badly from now on."""
+        self._terminated = True
+
+    def _report(self, ended: Ended) -> None:
+        if ended.outcome is not Outcome.DONE and self._terminated:
+            ended = replace(ended, outcome=Outcome.ENDED, payload=None, error="stopped: the batch job is being ended")
+        elif ended.outcome in (Outcome.CRASH, Outcome.EXIT) and _looks_terminated(ended):
+            self._doubtful.append((time.monotonic() + _TERM_S, ended))
+            return
+        self._line.post(ended)
+
+    def _hear_alarm(self) -> None:
         try:
-            alarm.recv(4096)
+            self._alarm.recv(4096)
         except BlockingIOError:
             return
-        self._reap()
+        self._workers.reap()
 
-    def _hear_launcher(self, channel: Channel) -> None:
-        for message in channel.messages():
+    def _hear_launcher(self) -> None:
+        for message in self._line.messages():
+            self._heard_at = time.monotonic()
             if isinstance(message, Start):
                 self._start(message)
             elif isinstance(message, Kill):
-                self._kill(message.task_id, message.outcome, f"stopped: {message.outcome.value}")
+                self._workers.kill(message.task_id, message.outcome, message.why)
+            elif isinstance(message, Clean):
+                self._cleaning[message.task_id] = message.mark
+                self._clean_at = 0.0
             elif isinstance(message, Lease):
-                self._lease_until = time.monotonic() + message.seconds
-
-    def _hear_worker(self, sender: _Worker) -> None:
-        try:
-            messages = sender.channel.messages()
-        except EOFError:  # its death is reported by SIGCHLD
-            self._selector.unregister(sender.channel)
-            return
-        for ended in messages:
-            if sender.task is None or sender.verdict is not None:
-                continue  # it ended just as it was to be killed; the kill stands
-            del self._by_task[sender.task.task_id]
-            sender.task = None
-            sender.until = None
-            self._idle.append(sender)
-            self._launcher.post(replace(ended, output=sender.capture.take()))
+                self._lease_until = message.beat_at + message.seconds
+            elif isinstance(message, Farewell):
+                raise EOFError
 
     def _start(self, start: Start) -> None:
-        if not self._bodies.use(start.function):
-            self._bodies[start.function] = start.body
-        chosen = self._idle.pop() if self._idle else self._fork()
-        known = chosen.functions.use(start.function)
-        chosen.task = start
-        chosen.until = None if start.timeout_s is None else time.monotonic() + start.timeout_s
-        self._by_task[start.task_id] = chosen
-        try:
-            chosen.channel.send(replace(start, body=None if known else self._bodies[start.function]))
-        except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
-            pass
-
-    def _kill(self, task_id: int, outcome: Outcome, error: str) -> None:
-        victim = self._by_task.get(task_id)
-        if victim is None or victim.verdict is not None:
-            return
-        victim.verdict = Ended(task_id, outcome, error=error)
-        victim.until = None
-        kill(victim.pid)
+        if time.monotonic() >= self._lease_until:
+            # It was on its way while nothing was heard of the launcher, who takes it for lost.
+            self._line.post(Ended(start.task_id, Outcome.ENDED, error="it came after the end of the launcher's lease"))
+        else:
+            self._workers.start(start)
 
     def _care(self) -> None:
         """Do what is due by the clock."""
         now = time.monotonic()
+        if now >= self._beat_at:
+            self._beat_at = now + self._lease_s / 10
+            self._line.post(Beat(now))
         if now >= self._lease_until:
             # The launcher was not heard of: it may be frozen or cut off, and these tasks will be given to others.
-            self._end_everything()
-        for overdue in [w for w in self._by_task.values() if w.until is not None and now >= w.until]:
-            assert overdue.task is not None
-            self._kill(
-                overdue.task.task_id, Outcome.TIMEOUT, f"killed after timeout_s={overdue.task.timeout_s:g} seconds"
-            )
-        if now >= self._relieve_at:
-            self._relieve_at = now + _RELIEF_S
-            for busy in self._by_task.values():
-                busy.capture.relieve()
-        if self._orphans:
-            self._sweep()
+            for task_id in self._workers.running():
+                self._workers.kill(task_id, Outcome.ENDED, "stopped: nothing was heard of the launcher for its lease")
+            if now - self._heard_at > 2 * self._lease_s:
+                raise EOFError
+        if now >= self._clean_at:
+            self._clean()
+        if self._doubtful and (self._terminated or now >= self._doubtful[0][0]):
+            _, ended = self._doubtful.pop(0)
+            if self._terminated:
+                self._report(ended)
+            else:
+                self._line.post(ended)
+        self._workers.care()
 
-    def _reap(self) -> None:
-        """Take note of workers that died. What they leave behind becomes this process's children and is killed too."""
-        for pid in list(self._workers):
-            # Looked at before it is waited for: until then its pid, and its process group, cannot be anyone else's.
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+    def _clean(self) -> None:
+        """Kill what is left of parallel tasks on this node."""
+        self._clean_at = time.monotonic() + _CLEAN_S
+        for task_id, mark in list(self._cleaning.items()):
+            left = marked(MARK, mark)
+            for pid in left:
                 kill(pid)
-                _, status, used = os.wait4(pid, 0)
-                self._bury(self._workers.pop(pid), status, usage.of_dead_worker(used))
-        self._sweep()
-
-    def _sweep(self) -> None:
-        """End what dead workers left behind. Reports wait for it: the cores they free are not free before."""
-        self._orphans = not sweep(spare=self._workers)
-        if not self._orphans:
-            for ended in self._held_back:
-                self._launcher.post(ended)
-            self._held_back.clear()
-
-    def _bury(self, dead: _Worker, status: int, used: Usage) -> None:
-        if dead in self._idle:
-            self._idle.remove(dead)
-        if dead.task is not None:
-            code = os.waitstatus_to_exitcode(status)
-            ended = dead.verdict or Ended(dead.task.task_id, Outcome.CRASH, error=_cause(code))
-            self._held_back.append(
-                replace(
-                    ended,
-                    exit_code=code if code >= 0 and dead.verdict is None else None,
-                    signal=-code if code < 0 and dead.verdict is None else None,
-                    usage=used,
-                    output=dead.capture.take(),
-                    stderr_tail=tail_of_file(Path(dead.task.stderr)) if dead.task.stderr else None,
-                )
-            )
-            del self._by_task[dead.task.task_id]
-        try:
-            self._selector.unregister(dead.channel)
-        except KeyError:
-            pass
-        dead.channel.close()
-        dead.capture.close()
-
-    def _fork(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        capture = Capture()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(theirs, capture, parent)
-        theirs.close()
-        born = _Worker(pid, Channel(ours), capture)
-        self._workers[pid] = born
-        self._selector.register(born.channel, selectors.EVENT_READ, lambda _: self._hear_worker(born))
-        return born
-
-    def _become_worker(self, sock: socket.socket, capture: Capture, parent: int) -> NoReturn:
-        try:
-            signal.set_wakeup_fd(-1)
-            os.setsid()
-            die_with_parent(parent)
-            inherit_orphans()
-            os.dup2(capture.fileno(), 1)
-            os.dup2(capture.fileno(), 2)
-            # Other workers' sockets must not be held open here, or their ends would go unnoticed.
-            for other in self._workers.values():
-                other.channel.close()
-                other.capture.close()
-            for mine in (self._launcher, self._alarm, self._alarm_writer, self._selector, capture):
-                mine.close()
-            worker.serve(Channel(sock))
-        except BaseException as error:
-            sys.stderr.write(f"worker: {error!r}\n")
-            sys.stderr.flush()
-        finally:
-            os._exit(1)
-
-    def _end_everything(self) -> NoReturn:
-        sweep_all()
-        os._exit(0)
+            if not left:
+                del self._cleaning[task_id]
+                self._line.post(Cleaned(task_id))
+        if not self._cleaning:
+            self._clean_at = float("inf")
 
 
-def _cause(code: int) -> str:
-    if code >= 0:
-        return f"the worker process ended with exit code {code} in the middle of the task"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = ": out of memory, if nobody sent it" if -code == signal.SIGKILL else ""
-    return f"the worker process was killed by {name}{hint}"
+def _looks_terminated(ended: Ended) -> bool:
+    return ended.signal == signal.SIGTERM or ended.exit_code == 128 + signal.SIGTERM
 
 
 def main() -> None:
-    """Run an agent on an inherited socket: ``python -m parsl_balsam.launcher.agent DESCRIPTOR WORKERS [PATH...]``."""
-    descriptor, warm, *path = sys.argv[1:]
+    """Run an agent: ``python -m parsl_balsam.launcher.agent INVITATION [--descriptor FD --name NAME --host HOST]``.
+
+    One on the launcher's own host is told its name, and is connected by a socket that it inherits.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("invitation", type=Path)
+    parser.add_argument("--descriptor", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--host")
+    arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the launcher decides; it tells by closing the channel
-    _leave_a_guard(int(descriptor))
+        signal.signal(number, signal.SIG_IGN)  # the launcher decides; it tells by closing the line
+    invitation = Invitation.read(arguments.invitation)
+    if arguments.descriptor is None:
+        name = host = _own_name(invitation)
+    else:
+        name, host = arguments.name, arguments.host
+    _leave_a_guard(invitation, name, arguments.descriptor)
     inherit_orphans()
+    _take_environment(invitation)
     # In the script's order: a module beside it may have the name of one that is found elsewhere, too.
+    path = invitation.python_path
     sys.path[:] = [*path, *(entry for entry in sys.path if entry not in path)]
-    _import_early()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    Agent(Channel(socket.socket(fileno=int(descriptor)))).run(int(warm))
+    line: Channel | Line
+    if arguments.descriptor is None:
+        line = _connect(invitation, name.encode())
+    else:
+        line = Channel(socket.socket(fileno=arguments.descriptor))
+    Agent(line, invitation.lease_s).run(this_node(name, host, invitation.cores_per_node, invitation.gpus_per_node))
 
 
-def _leave_a_guard(descriptor: int) -> None:
+def _own_name(invitation: Invitation) -> str:
+    """Return which of the block's nodes this is."""
+    hosts = invitation.hosts
+    for name in (os.environ.get("SLURMD_NODENAME"), socket.gethostname(), socket.gethostname().partition(".")[0]):
+        for host in hosts:
+            if name in (host, host.partition(".")[0]):
+                return host
+    rank = rank_of_environment(os.environ)
+    if rank is None or rank >= len(hosts):
+        raise AllocationError(
+            f"the agent on {socket.gethostname()} cannot tell which node this is of {', '.join(hosts)}"
+        )
+    return hosts[rank]
+
+
+def _take_environment(invitation: Invitation) -> None:
+    """Put the batch job's environment in place of that which the parallel launcher made for this process.
+
+    MPI launchers that a task starts would take the latter for orders: ranks, layout and binding of the agents.
+    """
+    if invitation.environ is None:
+        return
+    of_node = {name: os.environ[name] for name in ("HOSTNAME", "SLURMD_NODENAME", "TMPDIR") if name in os.environ}
+    os.environ.clear()
+    os.environ.update(invitation.environ)
+    os.environ.update(of_node)
+
+
+def _connect(invitation: Invitation, name: bytes | None) -> Line:
+    until = time.monotonic() + _REACH_S
+    while (endpoint := reachable(invitation.endpoints)) is None:
+        if time.monotonic() >= until:
+            tried = ", ".join(f"{host}:{port}" for host, port in invitation.endpoints)
+            raise AllocationError(
+                f"the launcher cannot be reached from {socket.gethostname()} at {tried}. "
+                "Set the executor's 'address' to a name of the block's first node that the others can reach."
+            )
+        time.sleep(1.0)
+    keys = (invitation.server_key, invitation.client_key, invitation.client_secret)
+    return Line(endpoint, name, *(key.encode() for key in keys))
+
+
+def _leave_a_guard(invitation: Invitation, name: str, descriptor: int | None) -> None:
     """Go on as a child of a process that does nothing but outlive it, and end what it leaves behind.
 
     The agent ends its tasks when its launcher dies. Killed together with it, it cannot: the kernel then ends its
@@ -274,10 +281,22 @@ def _leave_a_guard(descriptor: int) -> None:
     if agent == 0:
         die_with_parent(guard)
         return
-    os.close(descriptor)  # the launcher must see the agent's end of the channel close
-    os.waitpid(agent, 0)
+    if descriptor is not None:
+        os.close(descriptor)  # the launcher must see the agent's end of the socket close
+    _, status = os.waitpid(agent, 0)
     sweep_all()
-    os._exit(0)
+    if descriptor is None and status != 0:
+        _report_death(invitation, name, status)
+    os._exit(0)  # any other code would make some MPI launchers end the agents of all nodes
+
+
+def _report_death(invitation: Invitation, name: str, status: int) -> None:
+    code = os.waitstatus_to_exitcode(status)
+    line = _connect(invitation, None)
+    line.post(
+        Died(name, f"its agent ended with exit code {code}" if code >= 0 else f"its agent was killed by signal {-code}")
+    )
+    line.close()
 
 
 def _import_early() -> None:

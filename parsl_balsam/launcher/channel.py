@@ -51,6 +51,10 @@ class Channel:
                 self._unsent[0] = first[sent:]
         return True
 
+    def pending(self) -> bool:
+        """Return False: selectors tell of all that there is to read."""
+        return False
+
     def messages(self) -> list[Any]:
         """Return the messages that have arrived, without waiting.
 

@@ -8,8 +8,6 @@ import platform
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,87 +15,86 @@ from dataclasses import dataclass
 from parsl_balsam.db.blocks import close_block, open_block
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.wakeup import Bell
-from parsl_balsam.launcher.channel import Channel, RecentlyUsed
+from parsl_balsam.launcher.agents import LocalAgents
+from parsl_balsam.launcher.attempts import Attempts, Running
+from parsl_balsam.launcher.block import BlockParts
+from parsl_balsam.launcher.demand import Demand
 from parsl_balsam.launcher.ledger import Answer, Ledger, Request
-from parsl_balsam.launcher.messages import Ended, Kill, Lease, Start
-from parsl_balsam.launcher.placement import Node, Space, Waiting, place
-from parsl_balsam.launcher.processes import inherit_orphans, sweep_all
-from parsl_balsam.model.errors import DatabaseUnavailable
-from parsl_balsam.model.launch import LaunchOrder
+from parsl_balsam.launcher.messages import LEASE_SHARE, Hello
+from parsl_balsam.launcher.placement import Queue
+from parsl_balsam.launcher.processes import inherit_orphans
+from parsl_balsam.launcher.space import Space
+from parsl_balsam.model.errors import DatabaseUnavailable, ImpossibleTask
+from parsl_balsam.model.launch import JobMode, LaunchOrder
 from parsl_balsam.model.states import Outcome
-from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, ClaimedTask
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, BlockShape, ClaimedTask, Release, Wish
 
 logger = logging.getLogger(__name__)
 
 #: A start is recorded alone only if its end has not come within this time, seconds: short tasks cost one write less.
 _START_PATIENCE_S = 0.005
 
-#: Tasks are claimed ahead for so much time, at the present rate of ends, seconds; and never more than so many.
-_AHEAD_S = 0.1
-_AHEAD_MOST = 1000
-_RATE_WINDOW_S = 0.2
-
 #: How soon after a change in the database a launcher that needs nothing looks at it, seconds.
 _HEAR_S = 0.1
 
-#: While tasks that were claimed ahead keep the node busy, the database is left alone after an exchange for so many
+#: While tasks that were claimed ahead keep the nodes busy, the database is left alone after an exchange for so many
 #: times as long as that took. Ends are then recorded more at a time, which costs less for each.
 _QUIET = 2.0
 
-#: How soon to try again when the agent does not keep up with reading, seconds.
+#: How soon to try again when an agent does not keep up with reading, seconds.
 _CONGESTED_S = 0.002
 
-#: How long tasks that were told to end may take on SIGTERM, seconds.
+#: How long tasks that were told to end may take, seconds; and how long before the end of the batch job that is.
 _DRAIN_S = 5.0
+_LAST_CALL_S = 15.0
+
+#: How long nodes that are there wait for the others, so that the largest tasks find their nodes, seconds.
+_GATHER_S = 10.0
+
+#: A block that can run nothing of what is ready ends after this time, seconds.
+_UNSERVED_S = 5.0
 
 
 @dataclass(slots=True)
 class _Claimed:
     task: ClaimedTask
     body: bytes
-    waiting: Waiting
-
-
-@dataclass(slots=True)
-class _Running:
-    task: ClaimedTask
-    cores: tuple[int, ...]
-    since: float  #: on the monotonic clock
-    recorded: bool = False
 
 
 class Launcher:
-    """Runs the tasks of a workflow on one node until there is no more work, or it is told to end."""
+    """Runs the tasks of a workflow on the nodes of a block until there is no more work, or it is told to end."""
 
-    def __init__(self, order: LaunchOrder, database: Database, block_id: int, node: Node) -> None:
+    def __init__(self, order: LaunchOrder, database: Database, block_id: int, parts: BlockParts) -> None:
         self._order = order
         self._database = database
         self._block_id = block_id
-        self._node = node
-        self._host = platform.node()
-        self._space = Space(node)
-        self._waiting: dict[int, _Claimed] = {}
-        self._running: dict[int, _Running] = {}
+        self._agents = parts.agents
+        self._ends_at = parts.ends_at
+        self._space = Space(whole_nodes=order.job_mode is JobMode.MPI)
+        for node in parts.nodes:
+            self._space.add(node)
+        self._nodes_have_agents = parts.home is None
+        self._queue = Queue(self._space)
+        self._attempts = Attempts(self._agents, self._space, parts.site, parts.home)
+        self._demand = Demand(self._space, self._queue, parallel=order.job_mode is not JobMode.SERIAL)
+        self._claimed: dict[int, _Claimed] = {}
         self._ends: list[AttemptEnd] = []
-        self._sent = RecentlyUsed()
+        self._releases: list[Release] = []
+        self._lost_nodes: list[str] = []
+        self._shape_changed = bool(parts.nodes)
+        self._began = time.monotonic()
+        self._epoch: float | None = None  # of the monotonic clock, on the database's
         self._bell = Bell()
         self._ledger = Ledger(database, order.workflow_id, block_id, order.lease_s, self._bell)
         self._asking = False
-        self._wanted = 0  # in the exchange under way
-        self._more = True  # whether the database may have ready tasks
         self._look_at: float | None = None  # when a task's backoff is over
         self._renew_at = 0.0
         self._quiet_until = 0.0
         self._refused_at = 0.0
         self._idle_since = time.monotonic()
         self._superseded = False
-        self._rate = 0.0  # ends a second, lately
-        self._rate_since = time.monotonic()
-        self._rate_count = 0
         self._selector = selectors.DefaultSelector()
         self._stop_reason: str | None = None
-        self._agent: Channel
-        self._agent_process: subprocess.Popen[bytes]
 
     def run(self) -> None:
         """Serve until the block is over.
@@ -109,18 +106,18 @@ class Launcher:
         """
         # From the moment the block is open it must be closed, whatever signal comes.
         self._watch_signals()
-        open_block(self._database, self._block_id, self._host, os.getpid())
+        open_block(self._database, self._block_id, platform.node(), os.getpid())
         inherit_orphans()
-        self._start_agent()
-        self._selector.register(self._bell, selectors.EVENT_READ, lambda: self._bell.silence())
-        self._ledger.start()
         try:
+            self._agents.open(self._selector)
+            self._selector.register(self._bell, selectors.EVENT_READ, self._bell.silence)
+            self._ledger.start()
             while not self._over():
                 self._act()
                 self._turn(self._pause())
             self._drain()
         finally:
-            self._end_agent()
+            self._agents.end()
         if self._ledger.lost:
             raise self._ledger.lost
         if self._ledger.failure:
@@ -133,26 +130,42 @@ class Launcher:
 
     def _turn(self, pause: float) -> None:
         """Send what is to be sent, and handle what comes within a time, in seconds."""
-        try:
-            if not self._agent.flush():
-                pause = min(pause, _CONGESTED_S)
-        except EOFError:
-            self._agent_lost()
-        for key, _ in self._selector.select(pause):
+        if not self._agents.flush():
+            pause = min(pause, _CONGESTED_S)
+        for key, _ in self._selector.select(0.0 if self._agents.pending() else pause):
             key.data()
+        now = time.monotonic()
+        for node, message in self._agents.messages():
+            if isinstance(message, Hello):
+                if self._nodes_have_agents:
+                    self._space.add(message.node)
+                    self._shape_changed = True
+                    self._demand.renew()
+            else:
+                for running in self._attempts.hear(node, message, now):
+                    self._collect(running)
+        for node, why in self._agents.lost():
+            self._lose(node, why, now)
 
     def _over(self) -> bool:
-        if self._ledger.lost or self._ledger.failure:
+        if self._ledger.lost or self._ledger.failure or self._stop_reason is not None:
             return True
-        if self._stop_reason is None and not self._asking and not self._holds_tasks():
+        now = time.monotonic()
+        if self._ends_at is not None and now >= self._ends_at - _LAST_CALL_S:
+            self._stop_reason = "its batch job is about to end"
+        elif not self._space.nodes and not self._agents.expected:
+            self._stop_reason = f"no node is left: {'; '.join(self._lost_nodes)}"
+        elif not self._asking and not self._holds_tasks():
             if self._superseded:
                 self._stop_reason = "a later run drives the workflow"
-            elif time.monotonic() - self._idle_since >= self._order.idle_timeout_s:
+            elif why := self._demand.unserved(now, _UNSERVED_S):
+                self._stop_reason = f"it can start nothing more: {why}"
+            elif now - self._idle_since >= self._order.idle_timeout_s:
                 self._stop_reason = f"no work for {self._order.idle_timeout_s:g} s"
         return self._stop_reason is not None
 
     def _holds_tasks(self) -> bool:
-        return bool(self._waiting or self._running or self._ends)
+        return bool(self._claimed or self._attempts or self._ends or self._releases)
 
     def _act(self) -> None:
         """React to whatever has changed."""
@@ -162,150 +175,162 @@ class Launcher:
             self._take(answer)
         if self._ledger.changed:
             self._ledger.changed = False
-            self._more = True
+            self._demand.renew()
             # It may be a wish to cancel something, and a launcher that has no room for more would not ask.
             self._renew_at = min(self._renew_at, now + _HEAR_S)
         if self._ledger.refused_at > self._refused_at:
             # Nobody can take these tasks away while the server is down, nor for a lease after it is back.
             self._refused_at = self._ledger.refused_at
-            self._agent.post(Lease(self._order.lease_s * 0.9))
+            self._agents.lease_until = now + self._order.lease_s * LEASE_SHARE
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
-            self._more = True
+            self._demand.renew()
         self._place(now)
         if not self._asking:
             self._exchange(now)
-        if self._holds_tasks():
+        if self._holds_tasks() or not self._space.nodes or self._gathering(now):
             self._idle_since = now
 
     def _pause(self) -> float:
         """Return how long to sleep if nothing happens, seconds."""
         now = time.monotonic()
-        due = [now + self._order.lease_s]
+        due = [now + self._order.lease_s, self._agents.look_at()]
+        if self._ends_at is not None:
+            due.append(self._ends_at - _LAST_CALL_S)
+        if self._gathering(now):
+            due.append(self._began + _GATHER_S)
         if not self._asking:
             due += [self._renew_at, self._idle_since + self._order.idle_timeout_s]
             if self._look_at is not None:
                 due.append(self._look_at)
-            unrecorded = [r.since for r in self._running.values() if not r.recorded]
+            unrecorded = [running.since for running in self._attempts.unrecorded()]
             if unrecorded:
-                due.append(max(min(unrecorded) + _START_PATIENCE_S, self._quiet_until if self._waiting else 0.0))
-            if self._ends and self._waiting:
+                due.append(max(min(unrecorded) + _START_PATIENCE_S, self._quiet_until if self._queue else 0.0))
+            if self._ends and self._queue:
                 due.append(self._quiet_until)
         return max(0.0, min(due) - now)
 
+    def _gathering(self, now: float) -> bool:
+        """Tell whether nodes are still awaited before anything starts."""
+        return bool(self._agents.expected) and self._nodes_have_agents and now < self._began + _GATHER_S
+
+    def _time_left(self, now: float) -> float | None:
+        return None if self._ends_at is None else self._ends_at - _LAST_CALL_S - now
+
     def _place(self, now: float) -> None:
-        if not self._waiting or not self._space.free_cores:
+        if not self._queue or not self._space.free_cores or self._gathering(now):
             return
-        for placed, cores in place(self._space, [claimed.waiting for claimed in self._waiting.values()], now):
-            claimed = self._waiting.pop(placed.task_id)
-            task = claimed.task
-            self._running[task.task_id] = _Running(task, cores, now)
-            self._agent.post(
-                Start(
-                    task.task_id,
-                    task.number,
-                    cores,
-                    self._node.pin,
-                    task.function,
-                    None if self._sent.use(task.function) else claimed.body,
-                    task.payload,
-                    task.spec.timeout_s,
-                    task.stderr,
-                )
-            )
+        for task_id, shares in self._queue.place(now, self._time_left(now)):
+            claimed = self._claimed.pop(task_id)
+            try:
+                self._attempts.begin(claimed.task, claimed.body, shares, now)
+            except ImpossibleTask as error:
+                self._space.give_back(task_id)
+                self._refuse(claimed.task, str(error))
 
     def _exchange(self, now: float) -> None:
         """Tell the database what happened and ask for more, if there is reason to."""
-        late = [r for r in self._running.values() if not r.recorded and now - r.since >= _START_PATIENCE_S]
+        starts = self._attempts.unrecorded()
+        late = any(now - running.since >= _START_PATIENCE_S for running in starts)
         renewing = now >= self._renew_at
-        if self._waiting and now < self._quiet_until and not renewing:
+        if self._queue and now < self._quiet_until and not renewing:
             return
-        want = self._capacity() if self._more or renewing else 0
-        if not (self._ends or late or want or renewing):
+        if renewing:
+            self._release_unfit(now)
+        left = self._time_left(now)
+        wishes: list[Wish] = []
+        if not self._gathering(now):
+            largest = self._attempts.largest() if renewing else 0
+            wishes = self._demand.wishes(now, left, renewing, self._holds_tasks(), largest)
+        if not (self._ends or self._releases or late or wishes or renewing or self._shape_changed):
             return
-        starts = [
-            AttemptStart(r.task.task_id, r.task.number, r.task.token, self._host, r.cores, now - r.since)
-            for r in self._running.values()
-            if not r.recorded
-        ]
-        for running in self._running.values():
+        for running in starts:
             running.recorded = True
         ends, self._ends = self._ends, []
+        releases, self._releases = self._releases, []
+        shape = self._shape(now) if self._shape_changed else None
+        self._shape_changed = False
         self._asking = True
-        self._wanted = want
-        self._ledger.ask(Request(starts, ends, want, self._known(ends)))
+        reported = [_start(running, self._clock(running.since)) for running in starts]
+        self._ledger.ask(Request(reported, ends, wishes, releases, shape, self._known((*ends, *releases))))
 
-    def _known(self, ends: Iterable[AttemptEnd]) -> frozenset[int]:
+    def _shape(self, now: float) -> BlockShape:
+        left = None if self._ends_at is None else self._ends_at - now
+        space = self._space
+        return BlockShape(len(space.nodes), space.largest_node, space.most_gpus, left, tuple(self._lost_nodes))
+
+    def _known(self, reported: Iterable[AttemptEnd | Release]) -> frozenset[int]:
         """Return all tasks whose claim has been heard of."""
-        return frozenset({*self._waiting, *self._running, *(end.task_id for end in ends)})
-
-    def _capacity(self) -> int:
-        """Return how many tasks to claim: what the node has room for, and some ahead where they are short."""
-        ahead = min(int(self._recent_rate(time.monotonic()) * _AHEAD_S), _AHEAD_MOST)
-        return max(0, self._space.free_cores + ahead - len(self._waiting))
+        return frozenset({*self._claimed, *self._attempts, *(item.task_id for item in reported)})
 
     def _take(self, answer: Answer) -> None:
         now = time.monotonic()
         exchange = answer.exchange
+        if self._epoch is None:
+            self._epoch = exchange.at - answer.renewed_at
         self._superseded = exchange.superseded
         self._renew_at = answer.renewed_at + self._order.lease_s / 5
         self._quiet_until = now + (now - answer.renewed_at) * _QUIET
-        self._agent.post(Lease(max(0.0, answer.renewed_at + self._order.lease_s * 0.9 - now)))
+        self._agents.lease_until = answer.renewed_at + self._order.lease_s * LEASE_SHARE
         if exchange.next_ready_s is not None:
             self._look_at = now + exchange.next_ready_s
-        if self._wanted and len(exchange.claimed) < self._wanted:
-            self._more = False
+        self._demand.learn(exchange, now)
         for task in exchange.claimed:
             if reason := self._space.impossible(task.spec):
-                self._refuse(task, reason)
+                self._refuse(task, f"no node of this block could run the task: {reason}")
             else:
-                waiting = Waiting(task.task_id, task.spec, now)
-                self._waiting[task.task_id] = _Claimed(task, answer.bodies[task.function], waiting)
+                self._claimed[task.task_id] = _Claimed(task, answer.bodies[task.function])
+                self._queue.add(task.task_id, task.spec, now)
         for task_id in exchange.cancelled:
             self._cancel(task_id)
 
-    def _refuse(self, task: ClaimedTask, reason: str) -> None:
-        self._ends.append(
-            AttemptEnd(
-                task.task_id,
-                task.number,
-                task.token,
-                Outcome.ERROR,
-                host=self._host,
-                error=f"no node of this block could run the task: {reason}",
-                hopeless=True,
-            )
-        )
+    def _refuse(self, task: ClaimedTask, why: str) -> None:
+        self._ends.append(AttemptEnd(task.task_id, task.number, task.token, Outcome.ERROR, error=why, hopeless=True))
 
     def _cancel(self, task_id: int) -> None:
-        if task_id in self._running:
-            self._agent.post(Kill(task_id, Outcome.CANCELLED))
-        elif task_id in self._waiting:
-            task = self._waiting.pop(task_id).task
-            self._ends.append(AttemptEnd(task_id, task.number, task.token, Outcome.CANCELLED, host=self._host))
+        if task_id in self._claimed:
+            self._queue.remove(task_id)
+            task = self._claimed.pop(task_id).task
+            self._ends.append(AttemptEnd(task_id, task.number, task.token, Outcome.CANCELLED))
+        else:
+            self._attempts.stop(task_id, Outcome.CANCELLED, "stopped: cancelled by the user")
 
-    def _hear_agent(self) -> None:
-        try:
-            for ended in self._agent.messages():
-                self._collect(ended)
-        except EOFError:
-            self._agent_lost()
+    def _release_unfit(self, now: float) -> None:
+        """Give back what can no longer start here."""
+        for task_id, why in self._queue.unfit(self._time_left(now)):
+            self._queue.remove(task_id)
+            task = self._claimed.pop(task_id).task
+            self._releases.append(Release(task_id, task.token, f"given back: {why}"))
 
-    def _collect(self, ended: Ended) -> None:
-        running = self._running.pop(ended.task_id, None)
-        if running is None:
-            return
-        now = time.monotonic()
-        self._space.give_back(ended.task_id)
+    def _lose(self, node: str, why: str, now: float) -> None:
+        """Go on without a node whose agent is gone; where it is the only one, with another agent."""
+        logger.error("node %s is lost: %s", node, why)
+        agents = self._agents
+        only = isinstance(agents, LocalAgents) and len(agents.nodes) == 1
+        if node in self._space.nodes:
+            self._space.remove(node)
+        for running in self._attempts.lose(node, why, now):
+            self._collect(running)
+        if only and isinstance(agents, LocalAgents) and self._stop_reason is None:
+            agents.restart(node)
+        else:
+            self._lost_nodes.append(f"{node}: {why}")
+            self._shape_changed = True
+            self._release_unfit(now)
+
+    def _collect(self, running: Running) -> None:
+        ended = running.ended
+        assert ended is not None
         self._ends.append(
             AttemptEnd(
                 running.task.task_id,
                 running.task.number,
                 running.task.token,
                 ended.outcome,
-                host=self._host,
-                cores=running.cores,
-                started_ago_s=now - running.since,
+                host=running.blamed,
+                shares=running.shares,
+                started_at=self._clock(running.since),
+                ended_at=self._clock(running.ended_at),
                 payload=ended.payload,
                 exit_code=ended.exit_code,
                 signal=ended.signal,
@@ -315,54 +340,12 @@ class Launcher:
                 stderr_tail=ended.stderr_tail,
             )
         )
-        self._rate_count += 1
-        self._recent_rate(now)
+        self._demand.note_end(running.ended_at)
 
-    def _recent_rate(self, now: float) -> float:
-        """Return how many tasks ended in a second, lately."""
-        if (elapsed := now - self._rate_since) > _RATE_WINDOW_S:
-            self._rate = self._rate_count / elapsed
-            self._rate_count, self._rate_since = 0, now
-        return self._rate
-
-    def _start_agent(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._agent_process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "parsl_balsam.launcher.agent",
-                str(theirs.fileno()),
-                str(len(self._node.cores)),
-                *self._order.python_path,
-            ],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a signal to the block's process group is for the launcher to handle
-        )
-        theirs.close()
-        self._agent = Channel(ours)
-        self._sent = RecentlyUsed()
-        self._selector.register(self._agent, selectors.EVENT_READ, self._hear_agent)
-
-    def _agent_lost(self) -> None:
-        """Take the death of the agent for that of all its tasks, and go on with a new one."""
-        self._end_agent()
-        logger.error("the agent died; its tasks count as crashed")
-        for task_id in list(self._running):
-            self._collect(Ended(task_id, Outcome.CRASH, error="the agent of the node died"))
-        self._start_agent()
-
-    def _end_agent(self) -> None:
-        """End the agent. What it or its workers may leave behind becomes this process's children."""
-        self._selector.unregister(self._agent)
-        self._agent.close()
-        try:
-            self._agent_process.wait(_DRAIN_S)
-        except subprocess.TimeoutExpired:
-            self._agent_process.kill()
-            self._agent_process.wait()
-        sweep_all()
+    def _clock(self, monotonic: float) -> float:
+        """Return a time on the database's clock."""
+        assert self._epoch is not None  # the first exchange comes before the first task
+        return self._epoch + monotonic
 
     def _watch_signals(self) -> None:
         waker, sleeper = socket.socketpair()
@@ -377,9 +360,9 @@ class Launcher:
     def _drain(self) -> None:
         """Stop what runs and record it, so that others can go on at once."""
         until = time.monotonic() + _DRAIN_S
-        for task_id in self._running:
-            self._agent.post(Kill(task_id, Outcome.ENDED))
-        self._wait_for(lambda: not self._running, until)
+        for task_id in self._attempts:
+            self._attempts.stop(task_id, Outcome.ENDED, f"stopped: {self._stop_reason}")
+        self._wait_for(lambda: not self._attempts, until)
         if self._ledger.lost or self._ledger.failure:
             return
         self._wait_for(lambda: not self._asking, until)
@@ -397,10 +380,15 @@ class Launcher:
             self._turn(min(rest, 0.1))
 
 
-def run_block(order: LaunchOrder, database: Database, block_id: int, node: Node) -> None:
+def _start(running: Running, started_at: float) -> AttemptStart:
+    task = running.task
+    return AttemptStart(task.task_id, task.number, task.token, running.shares, started_at)
+
+
+def run_block(order: LaunchOrder, database: Database, block_id: int, parts: BlockParts) -> None:
     """Run a block from its first claim to its end."""
     try:
-        Launcher(order, database, block_id, node).run()
+        Launcher(order, database, block_id, parts).run()
     except DatabaseUnavailable:
         logger.exception("block %d could not say goodbye; its tasks are given to others after its lease", block_id)
         raise

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.claims import ClaimStore, Exchange, LeaseLost
@@ -16,7 +16,7 @@ from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.launcher.channel import RecentlyUsed
 from parsl_balsam.model.errors import DatabaseDown, DatabaseUnavailable
-from parsl_balsam.model.tasks import AttemptEnd, AttemptStart
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, BlockShape, Release, Wish
 
 logger = logging.getLogger(__name__)
 
@@ -32,26 +32,11 @@ class Request:
 
     starts: Sequence[AttemptStart] = ()
     ends: Sequence[AttemptEnd] = ()
-    want: int = 0
+    wishes: Sequence[Wish] = ()
+    releases: Sequence[Release] = ()
+    shape: BlockShape | None = None
     known: frozenset[int] = frozenset()  #: all tasks the launcher holds
-    at: float = field(default_factory=time.monotonic)  #: when the ages in it were taken, on the monotonic clock
-
-    def aged(self, seconds: float) -> Request:
-        """Return the same some time later."""
-        return Request(
-            [replace(start, age_s=start.age_s + seconds) for start in self.starts],
-            [
-                replace(
-                    end,
-                    started_ago_s=None if end.started_ago_s is None else end.started_ago_s + seconds,
-                    ended_ago_s=end.ended_ago_s + seconds,
-                )
-                for end in self.ends
-            ],
-            self.want,
-            self.known,
-            self.at + seconds,
-        )
+    at: float = field(default_factory=time.monotonic)  #: when it was made, on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +122,14 @@ class Ledger(threading.Thread):
 
     def _carry_out(self, request: Request) -> Answer | None:
         doubtful = False
-        asked = request.at
         while True:
             began = time.monotonic()
             try:
                 if doubtful:
                     self._claims.release_strays(request.known)
-                    request = request.aged(began - request.at)
-                exchange = self._claims.exchange(request.starts, request.ends, request.want, nodes=1)
+                exchange = self._claims.exchange(
+                    request.starts, request.ends, request.wishes, request.releases, request.shape
+                )
                 bodies = self._functions({task.function for task in exchange.claimed})
                 self._outage.over()
                 return Answer(exchange, bodies, began)
@@ -154,7 +139,7 @@ class Ledger(threading.Thread):
                 if isinstance(error, DatabaseDown):
                     self.refused_at = time.monotonic()
                     self._bell.ring()
-                if self._closing and time.monotonic() - asked > self._lease_s:
+                if self._closing and time.monotonic() - request.at > self._lease_s:
                     return None  # somebody else takes the tasks back
                 time.sleep(_RETRY_S)
 

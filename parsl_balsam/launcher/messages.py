@@ -1,16 +1,40 @@
-"""What launcher, agent and workers say to each other."""
+"""What launcher, agents and workers say to each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from parsl_balsam.launcher.space import Node
 from parsl_balsam.model.resources import Launch
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
 #: Environment variable by which the processes of a parallel task are known on every node of its placement.
 MARK = "BALSAM_RANK_OF"
+
+#: Agents are given a little less than the launcher's own lease, so that their tasks are dead when it is over.
+LEASE_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How the ranks of a task are started."""
+
+    count: int
+    launch: Launch | None  #: as in `ResourceSpec`
+    alone: bool  #: a task of one process that only a parallel launcher can start: its result is no list
+    style: str  #: of the launcher, as in `parsl_balsam.launcher.mpi.MpiStyle`
+    variables: Mapping[str, str]  #: what the task and its ranks find in their environment
+    threads: int  #: cores of each rank
+    mark: str  #: value of `MARK` in the environment of all its processes, on every node
+    directory: str  #: which all nodes see
+
+    @property
+    def scratch(self) -> Path:
+        """The directory in which the ranks of a function find it and leave their results."""
+        return Path(self.directory) / f"ranks-{self.mark}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +43,7 @@ class Start:
 
     task_id: int
     number: int  #: of the attempt
-    cores: tuple[int, ...]
+    cores: tuple[int, ...]  #: of this node
     pin: bool  #: whether the cores are real, so that the worker may be bound to them
     function: bytes  #: digest
     body: bytes | None  #: the function, where the receiver does not have it
@@ -31,23 +55,12 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
-    """How the ranks of a task are started."""
-
-    count: int
-    launch: Launch | None  #: as in `ResourceSpec`
-    variables: Mapping[str, str]  #: ``PARSL_MPI_PREFIX`` and its companions, for this placement
-    threads: int  #: cores of each rank
-    mark: str  #: value of `MARK` in the environment of all its processes, on every node
-    directory: str  #: which all nodes see; the task may make a directory of its own in it
-
-
-@dataclass(frozen=True, slots=True)
 class Kill:
     """Launcher to agent: end a task and everything it started."""
 
     task_id: int
     outcome: Outcome  #: to be reported
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +82,44 @@ class Cleaned:
 class Hello:
     """Agent to launcher: the node is ready for tasks."""
 
-    host: str
-    cores: tuple[int, ...]  #: that this node's processes may use
-    memory_gb: float
-    pid: int
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """An agent's guard to launcher: the agent is dead, and nothing of its tasks is left."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Agent to launcher: I live, and ask how long my tasks may."""
+
+    at: float  #: on the agent's own clock
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Launcher to agent: the launcher's lease is good for this many seconds from now. Kill all tasks before it ends."""
+    """Launcher to agent, in answer to a beat: kill all tasks so many seconds after you sent it, unless told otherwise.
 
+    Counted from the question, not from the answer: the launcher, which counts from when it heard the question, never
+    thinks that the agent's tasks are dead before they are, however long the answer was on its way.
+    """
+
+    beat_at: float
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
+class Farewell:
+    """Launcher to agent: end all tasks, and yourself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
-    """Worker to agent, and agent to launcher: a task is over and everything it started is gone."""
+    """Worker to agent, and agent to launcher: a task is over and everything it started on this node is gone."""
 
     task_id: int
     outcome: Outcome

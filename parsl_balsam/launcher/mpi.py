@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from parsl_balsam.model.errors import ConfigurationError, ImpossibleTask
+from parsl_balsam.model.launch import MpiStyle
 
 #: Programs that :func:`choose` and :func:`launcher_program` want to know of, if they are on the PATH.
 PROGRAMS = (
@@ -28,18 +28,19 @@ PROGRAMS = (
     "ompi_info",
 )
 
+#: Variables in which launchers tell a rank its number, the most particular first: a rank that Hydra or Open MPI started
+#: within a Slurm job has Slurm's as well, with the number of the helper process that started it.
+RANK = (
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "PMIX_RANK",
+    "PALS_RANKID",
+    "JSM_NAMESPACE_RANK",
+    "ALPS_APP_PE",
+    "SLURM_PROCID",
+)
+
 _CRAY_HOST = re.compile(r"nid0*(\d+)")
-
-
-class MpiStyle(str, Enum):
-    """Families of MPI launchers that understand the same options."""
-
-    SRUN = "srun"  # Slurm
-    HYDRA = "hydra"  # mpiexec of MPICH, Intel MPI, MVAPICH, and HPE's PALS
-    OPENMPI = "openmpi"  # mpiexec of Open MPI
-    APRUN = "aprun"  # ALPS, on Cray XC and older
-    JSRUN = "jsrun"  # IBM's Job Step Manager, on CORAL machines
-    NONE = "none"  # no launcher: one rank, started like any other process
 
 
 #: Names of an MPI library's launcher, those that no other library has first.
@@ -65,7 +66,8 @@ class RankPlacement:
     cores_per_rank: int = 1  #: at least 1
     gpus_per_rank: int = 0  #: GPUs of each rank
     launcher_options: str = ""  #: more options for the launcher, quoted as for a shell
-    shared: bool = False  #: whether other tasks run on these nodes; ranks are then not bound to cores
+    shared: bool = False  #: whether other tasks run on these nodes
+    cores: tuple[int, ...] | None = None  #: those of each node that ranks are to be bound to, where nodes are shared
 
     def __post_init__(self) -> None:
         if not self.hosts:
@@ -150,7 +152,7 @@ def prefix(style: MpiStyle, placement: RankPlacement, *, root: bool = False, pro
     an option that is there twice.
 
     ``jsrun`` takes no names of hosts: it chooses nodes of the job by itself, those whose cores it has not given out.
-    ``srun`` chooses the GPUs: tasks that share a node may be given the same ones.
+    ``srun`` is not told of GPUs, since it would choose them by itself: which ones a rank may use, its environment says.
 
     Parameters
     ----------
@@ -182,9 +184,9 @@ def prefix(style: MpiStyle, placement: RankPlacement, *, root: bool = False, pro
     if style is MpiStyle.SRUN:
         # --cpus-per-task confines a step to the first cores, those that the next step gets too, as both overlap.
         words += ["--overlap", "--kill-on-bad-exit=1", f"--nodes={len(hosts)}", f"--ntasks={ranks}"]
-        words += [f"--ntasks-per-node={per_host}", f"--nodelist={','.join(hosts)}"]
-        words += ["--cpu-bind=none"] if placement.shared else [f"--cpus-per-task={cores}"]
-        words += [f"--gpus-per-task={gpus}"] if placement.gpus_per_rank else []
+        # Within a step, such as that of our agents, srun would take over its distribution, which is cyclic.
+        words += [f"--ntasks-per-node={per_host}", "--distribution=block", f"--nodelist={','.join(hosts)}"]
+        words += [f"--cpu-bind={_binding(placement)}"] if placement.shared else [f"--cpus-per-task={cores}"]
     elif style is MpiStyle.HYDRA:
         words += ["-n", ranks, "-ppn", per_host, "-hosts", ",".join(hosts)]
     elif style is MpiStyle.OPENMPI:
@@ -236,6 +238,29 @@ def environment(
         "PARSL_LAUNCHER_OPTIONS": placement.launcher_options,
         "PARSL_MPI_NODELIST": ",".join(placement.hosts),
     }
+
+
+def exporting(style: MpiStyle, names: Iterable[str]) -> list[str]:
+    """Return the options by which all ranks find environment variables of the process that starts the launcher.
+
+    Only Open MPI has to be told: between nodes it passes on no others than its own (mpirun(1), -x).
+    """
+    return [word for name in names for word in ("-x", name)] if style is MpiStyle.OPENMPI else []
+
+
+def rank_of_environment(environ: Mapping[str, str]) -> int | None:
+    """Return the number of this rank; None where no launcher told it."""
+    return next((int(environ[name]) for name in RANK if environ.get(name, "").isdigit()), None)
+
+
+def _binding(placement: RankPlacement) -> str:
+    """Return how srun binds ranks on nodes that are shared: to the given cores, or not at all."""
+    if placement.cores is None:
+        return "none"
+    per_rank = placement.cores_per_rank
+    starts = range(0, placement.ranks_per_host * per_rank, per_rank)
+    masks = [sum(1 << core for core in placement.cores[start : start + per_rank]) for start in starts]
+    return "mask_cpu:" + ",".join(f"{mask:#x}" for mask in masks)
 
 
 def _usual_program(style: MpiStyle) -> str:

@@ -1,93 +1,366 @@
-"""Which waiting task starts on which cores of a node. Pure: time comes as an argument."""
+"""Which waiting task starts now, and where. Pure: time comes as an argument, in seconds on any clock.
+
+Priority first, then large and long tasks first. The first that does not fit gets a reservation: nodes that will be free
+for it soonest. Those behind it fill the gaps, as in EASY backfilling (Lifka, "The ANL/IBM SP scheduling system", 1995).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
+from parsl_balsam.launcher.space import Room, SetAside, Space
 from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.shares import Share
 
-#: How long smaller tasks may overtake one that does not fit yet, seconds. After that, the room they leave is kept for
-#: it.
+#: How long after it came a task may be overtaken on its reserved nodes, where nobody knows when they will be free,
+#: seconds.
 PATIENCE_S = 10.0
 
+#: A task is put before larger and longer ones of its priority when one that came so much later has started, seconds.
+STARVING_S = 600.0
+
+#: Sorts tasks that may be placed alike: what they need, the most demanding first.
+_Shape = tuple[int, int, float, int, int, int, float]
+
+_Placed = tuple[int, tuple[Share, ...]]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Waiting tasks of one shape. Those that nobody knows the duration of count as longest."""
+
+    shape: _Shape
+    spec: ResourceSpec  #: of one of them: all need the same
+    idle_nodes: int  #: that must be wholly free, at least
+    free_cores: int  #: that must be free on one node, at least
+    came: OrderedDict[int, float] = field(default_factory=OrderedDict)  #: all of them, and when, the oldest first
+    unknown: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    known: list[tuple[float, int]] = field(default_factory=list)  #: (walltime_s, -task), longest last
+    newest: float = -math.inf  #: when the last to come of those that have started came
+
+    def may_fit(self, room: Room) -> bool:
+        """Tell whether it is worth a try to start one where so much is free."""
+        return self.idle_nodes <= room[0] and self.free_cores <= room[1]
+
+    def put(self, task: _Waiting) -> None:
+        """Take a task in."""
+        self.came[task.task_id] = task.since
+        if task.walltime_s is None:
+            self.unknown[task.task_id] = None
+        else:
+            insort(self.known, (task.walltime_s, -task.task_id))
+
+    def drop(self, task: _Waiting) -> None:
+        """Take a task out."""
+        del self.came[task.task_id]
+        if task.walltime_s is None:
+            del self.unknown[task.task_id]
+        else:
+            del self.known[bisect_left(self.known, (task.walltime_s, -task.task_id))]
+
+    def only(self, task: _Waiting) -> _Group:
+        """Return a group of only one of them."""
+        group = _Group(self.shape, self.spec, self.idle_nodes, self.free_cores)
+        group.put(task)
+        return group
+
+    def first(self, limit_s: float, *, known: bool = False) -> int | None:
+        """Return the first task, of those with a known duration or all, that is not expected to exceed a limit."""
+        if self.unknown and not known:
+            return next(iter(self.unknown))
+        index = bisect_right(self.known, (limit_s, 0))
+        return -self.known[index - 1][1] if index else None
+
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """A node of the block."""
-
-    cores: tuple[int, ...]
-    memory_gb: float | None  #: None where it is not known
-    pin: bool  #: whether `cores` are numbers that the operating system knows
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A claimed task that has not started."""
-
+class _Waiting:
     task_id: int
     spec: ResourceSpec
-    since: float  #: seconds, on the clock of `now`
+    since: float  #: when it came
+    walltime_s: float | None  #: expected run time
+    group: _Group
 
 
-class Space:
-    """What is free on a node. Cores and memory are given to one task at a time."""
+class _Reservation:
+    """The nodes that are kept for a task."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._free = list(node.cores)
-        self._memory = node.memory_gb
-        self._taken: dict[int, tuple[tuple[int, ...], float]] = {}
+    def __init__(self, task: _Waiting, ready: dict[str, float], losses: int, now: float) -> None:
+        self.task = task
+        self.nodes = set(ready)
+        self.losses = losses  #: of the space, when they were chosen
+        self._busy = {node: time for node, time in ready.items() if time > now}  # until when, as far as is known
+        self._by_end = sorted((time, node) for node, time in self._busy.items())  # the same, and some that hold no more
+
+    def starts_at(self, now: float) -> float | None:
+        """Return when the task can start; None if nobody knows."""
+        last = self._last()
+        return now if last is None else last if last < math.inf else None
+
+    def note(self, node: str, ready_at: float, now: float) -> None:
+        """Note when a node will be ready for the task."""
+        if ready_at <= now:
+            self._busy.pop(node, None)
+        elif self._busy.get(node) != ready_at:
+            self._busy[node] = ready_at
+            insort(self._by_end, (ready_at, node))
+
+    def exchange(self, free: Sequence[str], now: float) -> list[tuple[str, str]]:
+        """Take free nodes in place of those that will be ready last, where that helps; return pairs of both."""
+        pairs: list[tuple[str, str]] = []
+        while len(pairs) < len(free) and (last := self._last()) is not None:
+            latest = self._by_end[bisect_left(self._by_end, (last, "")) :]
+            spared = {node for _, node in latest if self._busy.get(node) == last}
+            if now < last < math.inf and len(spared) > len(free) - len(pairs):
+                break  # the task would start no sooner, and more nodes would idle until then
+            for node in sorted(spared)[: len(free) - len(pairs)]:
+                other = free[len(pairs)]
+                pairs.append((node, other))
+                del self._busy[node]
+                self.nodes.remove(node)
+                self.nodes.add(other)
+        return pairs
+
+    def _last(self) -> float | None:
+        """Return when the last node will be ready; None if all are."""
+        while self._by_end and self._busy.get(self._by_end[-1][1]) != self._by_end[-1][0]:
+            self._by_end.pop()
+        return self._by_end[-1][0] if self._by_end else None
+
+
+class Queue:
+    """The tasks that wait for their place in a block."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._waiting: dict[int, _Waiting] = {}
+        self._groups: dict[_Shape, _Group] = {}
+        self._order: list[_Group] = []  # those that are not empty, the most demanding first
+        self._reservation: _Reservation | None = None
+        self._starving: _Group | None = None  # of one task, that is put before others
+        self._look_for_starving_at = -math.inf
+
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._waiting)
 
     @property
-    def free_cores(self) -> int:
-        """How many cores no task has."""
-        return len(self._free)
+    def cores(self) -> int:
+        """How many cores the waiting tasks need together, that with the reservation left out."""
+        largest = self._space.largest_node
+        return sum(
+            task.spec.num_nodes * self._space.cores_on(task.spec, largest)
+            for task in self._waiting.values()
+            if task.task_id != self.reserved
+        )
 
-    def impossible(self, spec: ResourceSpec) -> str | None:
-        """Tell why a task could not run here even if the node were empty; None if it could."""
-        cores = spec.cores_on(len(self._node.cores))
-        if cores > len(self._node.cores):
-            return f"it needs {cores} cores on a node, and this node has {len(self._node.cores)}"
-        if spec.memory_gb and self._node.memory_gb is not None and spec.memory_gb > self._node.memory_gb:
-            return f"it needs {spec.memory_gb:g} GB on a node, and this node has {self._node.memory_gb:.1f}"
-        if spec.gpus_per_rank:
-            return "it needs GPUs, and this node has none that the launcher knows of"
+    @property
+    def reserved(self) -> int | None:
+        """The task that nodes are kept for."""
+        return self._reservation.task.task_id if self._reservation is not None else None
+
+    def add(self, task_id: int, spec: ResourceSpec, now: float) -> None:
+        """Let a task wait."""
+        shape = _shape(spec)
+        group = self._groups.get(shape)
+        if group is None:
+            whole = self._space.takes_whole_nodes(spec)
+            group = _Group(shape, spec, spec.num_nodes if whole else 0, 0 if whole else spec.cores or 1)
+            self._groups[shape] = group
+        if not group.came:
+            insort(self._order, group, key=_by_shape)
+        walltime_s = None if spec.walltime_min is None else spec.walltime_min * 60
+        task = self._waiting[task_id] = _Waiting(task_id, spec, now, walltime_s, group)
+        group.put(task)
+
+    def remove(self, task_id: int) -> None:
+        """Let a task wait no more."""
+        task = self._waiting.pop(task_id)
+        group = task.group
+        group.drop(task)
+        if not group.came:
+            del self._order[bisect_left(self._order, group.shape, key=_by_shape)]
+        if self._starving is not None and task_id in self._starving.came:
+            self._starving.drop(task)
+            self._starving = None
+            self._look_for_starving_at = -math.inf
+        if self.reserved == task_id:
+            self._forget_reservation()
+
+    def unfit(self, time_left: float | None) -> list[tuple[int, str]]:
+        """Return the tasks that cannot start in this block any more, with the reason.
+
+        Parameters
+        ----------
+        time_left
+            Until the block ends, seconds; None = no end is known.
+        """
+        found: list[tuple[int, str]] = []
+        for group in self._order:
+            why = self._space.lacking(group.spec)
+            for task_id in group.came:
+                walltime_s = self._waiting[task_id].walltime_s
+                if why is not None:
+                    found.append((task_id, why))
+                elif walltime_s is not None and time_left is not None and walltime_s > time_left:
+                    left = f"the block has {max(0.0, time_left) / 60:.3g} min left"
+                    found.append((task_id, f"it needs {walltime_s / 60:g} min, and {left}"))
+        return found
+
+    def place(self, now: float, time_left: float | None = None) -> list[_Placed]:
+        """Choose the tasks that start now; they have their shares of the nodes, and wait no more.
+
+        Parameters
+        ----------
+        now
+            Seconds, on the clock of `add`.
+        time_left
+            Until the block ends, seconds. Tasks that are expected to take longer are not started.
+        """
+        limit = math.inf if time_left is None else time_left
+        placed: list[_Placed] = []
+        self._look_for_starving(now, limit)
+        groups = self._in_order()
+        for place, group in enumerate(groups, 1):
+            if not self._space.free_cores:
+                return placed
+            blocked = self._start_all(group, now, limit, placed)
+            if blocked is not None:
+                self._fill_gaps(self._reserve(blocked, now), groups[place:], now, limit, placed)
+                return placed
+        self._forget_reservation()
+        return placed
+
+    def _in_order(self) -> list[_Group]:
+        """Return groups, the most urgent first."""
+        groups = self._order.copy()
+        if self._starving is not None:
+            place = bisect_left(groups, self._starving.shape[0], key=lambda group: group.shape[0])
+            groups.insert(place, self._starving)
+        return groups
+
+    def _start_all(self, group: _Group, now: float, limit: float, placed: list[_Placed]) -> _Waiting | None:
+        """Start tasks of a group wherever there is room; return the first for which there is none."""
+        while (task_id := group.first(limit)) is not None:
+            task = self._waiting[task_id]
+            fits = group.may_fit(self._space.room()[0])
+            if not fits or not self._start(task, now, placed, SetAside.LAST):
+                # One that waits for what the block has no more must not keep others from the rest.
+                return task if self._space.lacking(task.spec) is None else None
         return None
 
-    def take(self, task_id: int, spec: ResourceSpec) -> tuple[int, ...] | None:
-        """Give a task its cores; None if they are not free now."""
-        count = spec.cores_on(len(self._node.cores))
-        memory = spec.memory_gb or 0.0
-        if count > len(self._free) or (self._memory is not None and memory > self._memory):
-            return None
-        cores = tuple(self._free[:count])
-        del self._free[:count]
-        if self._memory is not None:
-            self._memory -= memory
-        self._taken[task_id] = (cores, memory)
-        return cores
+    def _fill_gaps(
+        self, reservation: _Reservation, groups: list[_Group], now: float, limit: float, placed: list[_Placed]
+    ) -> None:
+        """Start tasks where they do not keep the blocked task from its nodes."""
+        starts_at = reservation.starts_at(now)
+        known = starts_at is not None
+        gap = min(limit, starts_at - now) if starts_at is not None else limit
+        patient = known or now - reservation.task.since < PATIENCE_S
+        room, open_room = self._space.room()
+        idle, cores = room
+        worth_a_try = [group for group in groups if group.idle_nodes <= idle and group.free_cores <= cores]
+        for group in worth_a_try:
+            if group is reservation.task.group:
+                continue  # where one does not fit, none of its shape does
+            while group.may_fit(open_room) and (task_id := group.first(limit)) is not None:
+                task = self._waiting[task_id]
+                if known and task.walltime_s is not None and task.walltime_s <= gap:
+                    break  # it may have reserved nodes, and leave the others to longer ones
+                if not self._start(task, now, placed, SetAside.AVOID):
+                    break
+                room, open_room = self._space.room()
+            while patient and group.may_fit(room) and (task_id := group.first(gap, known=known)) is not None:
+                if not self._start(self._waiting[task_id], now, placed, SetAside.FIRST):
+                    break
+                room, open_room = self._space.room()
 
-    def give_back(self, task_id: int) -> None:
-        """Free what a task had."""
-        cores, memory = self._taken.pop(task_id)
-        self._free = sorted([*self._free, *cores])
-        if self._memory is not None:
-            self._memory += memory
+    def _start(self, task: _Waiting, now: float, placed: list[_Placed], aside: SetAside) -> bool:
+        until = None if task.walltime_s is None else now + task.walltime_s
+        shares = self._space.take(task.task_id, task.spec, until, aside=aside)
+        if shares is None:
+            return False
+        task.group.newest = max(task.group.newest, task.since)
+        self.remove(task.task_id)
+        placed.append((task.task_id, shares))
+        held = self._reservation
+        if held is not None:
+            for share in shares:
+                if share.node in held.nodes:
+                    held.note(share.node, self._space.ready_at(share.node, held.task.spec, now), now)
+        return True
+
+    def _reserve(self, task: _Waiting, now: float) -> _Reservation:
+        """Keep nodes for a task. They stay the same while it is the first that waits, unless others are free sooner."""
+        space = self._space
+        held = self._reservation
+        freed = space.freed()
+        if held is None or held.task is not task or held.losses != space.losses:
+            self._forget_reservation()
+            self._reservation = _Reservation(task, space.soonest(task.spec, now), space.losses, now)
+            space.set_aside(self._reservation.nodes)
+            return self._reservation
+        free: list[str] = []
+        for node in freed:
+            if node in held.nodes:
+                held.note(node, space.ready_at(node, task.spec, now), now)
+            elif space.fits(node, task.spec):
+                free.append(node)
+        for spared, node in held.exchange(free, now):
+            space.open_up([spared])
+            space.set_aside([node])
+        return held
+
+    def _forget_reservation(self) -> None:
+        if self._reservation is not None:
+            self._space.open_up(self._reservation.nodes)
+            self._reservation = None
+
+    def _look_for_starving(self, now: float, limit: float) -> None:
+        """Find the task that was overtaken most, of those that one has overtaken that came much later."""
+        if now < self._look_for_starving_at:
+            return
+        self._look_for_starving_at = now + STARVING_S / 10
+        found: _Waiting | None = None
+        newest, priority = -math.inf, 0
+        for group in self._order:
+            if group.shape[0] != priority:
+                if found is not None:
+                    break
+                newest, priority = -math.inf, group.shape[0]
+            newest = max(newest, group.newest)
+            latest = newest - STARVING_S if found is None else found.since
+            for task_id, since in group.came.items():
+                if since > latest:
+                    break
+                task = self._waiting[task_id]
+                if (task.walltime_s or 0.0) <= limit and self._space.lacking(task.spec) is None:
+                    found = task
+                    break
+        self._starving = None if found is None else found.group.only(found)
 
 
-def place(space: Space, waiting: Sequence[Waiting], now: float) -> list[tuple[Waiting, tuple[int, ...]]]:
-    """Choose the tasks that start now, in their order, and take their cores.
+def _by_shape(group: _Group) -> _Shape:
+    return group.shape
 
-    A task that does not fit is overtaken for `PATIENCE_S` seconds, then nobody behind it starts before it does.
-    """
-    placed: list[tuple[Waiting, tuple[int, ...]]] = []
-    for task in waiting:
-        if not space.free_cores:
-            break
-        cores = space.take(task.task_id, task.spec)
-        if cores is not None:
-            placed.append((task, cores))
-        elif now - task.since > PATIENCE_S:
-            break
-    return placed
+
+def _shape(spec: ResourceSpec) -> _Shape:
+    whole = spec.cores is None and spec.node_packing_count is None
+    return (
+        -spec.priority,
+        -spec.num_nodes,
+        -(math.inf if whole else spec.cores or 0),
+        # Some whole nodes may have fewer cores than these.
+        -spec.ranks_per_node if whole else 0,
+        spec.node_packing_count or 0,
+        -spec.gpus_on_node,
+        -(spec.memory_gb or 0.0),
+    )

@@ -45,6 +45,32 @@ def children() -> set[int]:
     return found
 
 
+def descendants(pid: int) -> list[int]:
+    """Return the pids of all that a process has started and they have, as far as they have not lost their parents."""
+    import psutil
+
+    try:
+        return [process.pid for process in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def marked(name: str, value: str) -> list[int]:
+    """Return the pids of the processes on this host that were started with an environment variable of this value."""
+    entry = f"{name}={value}".encode()
+    found: list[int] = []
+    for process in os.scandir("/proc"):
+        if not process.name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{process.name}/environ", "rb") as file:
+                if entry in file.read().split(b"\0"):
+                    found.append(int(process.name))
+        except OSError:  # it has ended, or is somebody else's
+            pass
+    return found
+
+
 def has_children() -> bool:
     """Tell, at the price of one system call, whether this process has any child."""
     try:

@@ -11,15 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from parsl_balsam.launcher import gpus
 from parsl_balsam.launcher.capture import tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed
 from parsl_balsam.launcher.messages import Ended, Start
 from parsl_balsam.launcher.processes import has_children, kill, sweep_all
+from parsl_balsam.launcher.ranks import OnEveryRank, enter, launch_of
 from parsl_balsam.launcher.usage import Meter, MeteredPopen
 from parsl_balsam.model.errors import NotSerializable, TaskCrashed, UnreadablePayload
 from parsl_balsam.model.layers import dress
 from parsl_balsam.model.payload import decode, encode, is_plain
+from parsl_balsam.model.resources import Launch
 from parsl_balsam.model.states import Outcome
+from parsl_balsam.model.wrappers import peel
 
 #: Results up to this size are read back once before they are called good, bytes.
 _CHECKED_BYTES = 1 << 20
@@ -48,6 +52,7 @@ class _Worker:
     def __init__(self) -> None:
         self._functions = RecentlyUsed()
         self._environ = os.environb.copy()
+        # What `_enter` sets anew for every task, unless the batch job has set it for all of them.
         self._own = {b"BALSAM_TASK_ID", b"BALSAM_ATTEMPT", b"OMP_NUM_THREADS"} - self._environ.keys()
         self._directory = os.getcwd()
         self._cores: tuple[int, ...] = ()
@@ -79,7 +84,10 @@ class _Worker:
         os.environ["BALSAM_TASK_ID"] = str(start.task_id)
         os.environ["BALSAM_ATTEMPT"] = str(start.number)
         if b"OMP_NUM_THREADS" in self._own:
-            os.environ["OMP_NUM_THREADS"] = str(max(1, len(start.cores)))
+            threads = start.ranks.threads if start.ranks else len(start.cores)
+            os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
+        if start.gpus and start.ranks is None:
+            os.environ.update(gpus.variables(start.gpus))
 
     def _leave(self) -> None:
         if has_children():
@@ -96,7 +104,7 @@ class _Worker:
 
     def _restore_environ(self) -> None:
         found = os.environb.copy()
-        for name in found.keys() - self._environ.keys() - self._own:  # `_enter` sets its own anew
+        for name in found.keys() - self._environ.keys() - self._own:
             del os.environb[name]
         for name, value in self._environ.items():
             if found.get(name) != value:
@@ -106,11 +114,17 @@ class _Worker:
         """Run the call; return what it returned, or the exception that kept it from returning."""
         try:
             if start.body is not None:
-                self._functions[start.function] = decode(start.body)
-            function = self._functions[start.function]
-            if function is None:
+                self._functions[start.function] = (decode(start.body), start.body)
+            known = self._functions[start.function]
+            if known is None:
                 raise UnreadablePayload("the function of this task could not be read back when it was first needed")
+            function, body = known
             layers, args, kwargs = decode(start.payload)
+            if start.ranks is not None:
+                is_bash = peel(function).bash
+                enter(start.ranks, start.gpus, is_bash)
+                if not is_bash and launch_of(start.ranks, is_bash) is Launch.RANKS:
+                    function = OnEveryRank(start.ranks, body)
             return dress(function, layers)(*args, **kwargs), None
         except BaseException as error:
             return None, error

@@ -45,10 +45,11 @@ class ParslRun:
     directory: Path
     executor: BalsamExecutor
     kernel: DataFlowKernel
+    database: str
 
     def rows(self, table: Any, *conditions: Any) -> Sequence[Row[Any]]:
         """Read rows of the run's database."""
-        return rows(self.directory, table, *conditions)
+        return rows(self.database, table, *conditions)
 
     def attempts(self, future: Future[Any]) -> Sequence[Row[Any]]:
         """Read the ended attempts of a call."""
@@ -76,9 +77,9 @@ class ParslRun:
         return int(wait_for(recorded, "the call to be recorded"))
 
 
-def rows(directory: Path, table: Any, *conditions: Any) -> Sequence[Row[Any]]:
-    """Read rows of the database in a directory."""
-    engine = create_engine(url(directory))
+def rows(database: str, table: Any, *conditions: Any) -> Sequence[Row[Any]]:
+    """Read rows of the database at a URL."""
+    engine = create_engine(database)
     try:
         with engine.connect() as connection:
             return connection.execute(select(table).where(*conditions).order_by(*table.primary_key)).all()
@@ -107,13 +108,14 @@ def parsl_run(
         Arguments of the BalsamExecutor.
     """
     descriptors = _descriptors()
-    executor = BalsamExecutor(**{"database": url(directory), **options})
+    options = {"database": url(directory), **options}
+    executor = BalsamExecutor(**options)
     os.environ[_MARK] = str(directory)
     defaults = {"run_dir": str(directory / "runinfo"), "initialize_logging": False, "strategy_period": 600}
     try:
         kernel = parsl.load(Config(executors=[executor, *executors], **{**defaults, **(config or {})}))
         try:
-            yield ParslRun(directory, executor, kernel)
+            yield ParslRun(directory, executor, kernel, options["database"])
         finally:
             if not kernel.cleanup_called:
                 kernel.cleanup()

@@ -22,6 +22,7 @@ from parsl.dataflow.errors import DependencyError
 
 from parsl_balsam.launcher.capture import TAIL_BYTES
 from parsl_balsam.model.errors import NotSerializable, TaskCrashed, TaskTimeout, UnreadablePayload
+from parsl_balsam.model.shares import read_shares
 from tests.executor.parsl_runs import ParslRun, is_alive, wait_for_text
 
 MEGABYTE = 10**6
@@ -303,7 +304,8 @@ def test_usage_place_and_times_are_recorded(run: ParslRun) -> None:
     for call in (burning, program, idle):
         attempt = run.attempt(call)
         assert attempt.host == platform.node()
-        assert len(attempt.cores.split(",")) == 1
+        (share,) = read_shares(attempt.placement)
+        assert (share.node, len(share.cores)) == (platform.node(), 1)
         assert before - 1 < attempt.claimed_at <= attempt.started_at + 0.1
         assert attempt.started_at + 0.29 < attempt.ended_at < time.time() + 1
         assert (attempt.exit_code, attempt.signal) == (None, None)

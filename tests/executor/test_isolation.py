@@ -10,6 +10,7 @@ import pytest
 from parsl import bash_app, python_app
 
 import parsl_balsam
+from parsl_balsam.model.shares import read_shares
 from tests.executor.parsl_runs import ParslRun, is_alive, wait_for_text
 
 
@@ -129,7 +130,8 @@ def test_task_knows_itself(run: ParslRun, tmp_path: Path) -> None:
 def test_task_is_bound_to_the_cores_that_are_recorded(run: ParslRun) -> None:
     call = cores_and_threads()
     cores, threads = call.result()
-    assert run.attempt(call).cores == ",".join(map(str, cores))
+    (share,) = read_shares(run.attempt(call).placement)
+    assert share.cores == tuple(cores)
     assert (len(cores), threads) == (1, "1")
 
 

@@ -89,6 +89,6 @@ def test_resources_are_reported(directory: Path) -> None:
 
 
 def test_monitoring_does_not_change_what_a_function_is(directory: Path) -> None:
-    recorded = rows(directory, tasks)
+    recorded = rows(url(directory), tasks)
     assert len(recorded) == 4
     assert len({task.function for task in recorded if task.app == "add"}) == 1

@@ -17,6 +17,7 @@ from typeguard import TypeCheckError
 
 from parsl_balsam import BalsamExecutor, RetryPolicy
 from parsl_balsam.model.errors import ConfigurationError, DatabaseUnavailable, ImpossibleTask, InvalidResources
+from parsl_balsam.model.shares import read_shares
 from tests.executor.parsl_runs import ParslRun, url, wait_for_text
 
 CORES = 4
@@ -83,10 +84,10 @@ def test_wrong_specification_is_refused_with_advice(run: ParslRun, tmp_path: Pat
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"cores_per_rank": CORES + 1}, f"cores_per_rank=5 is more than the {CORES} cores"),
-        ({"num_nodes": 2}, "num_nodes=2"),
-        ({"ranks_per_node": 2}, "ranks_per_node=2"),
-        ({"gpus_per_rank": 1}, "gpus_per_rank=1"),
+        ({"cores_per_rank": CORES + 1}, f"cores_per_rank=5 needs 5 cores on a node, .* more than the {CORES} cores"),
+        ({"num_nodes": 2}, "num_nodes=2 is more than the 1 nodes of a block"),
+        ({"ranks_per_node": CORES + 1}, "ranks_per_node=5 with cores_per_rank=1 needs 5 cores"),
+        ({"gpus_per_rank": 1}, "it needs 1 GPUs on a node, and this block has 0"),
         ({"memory_gb": 10**6}, "it needs 1e\\+06 GB on a node"),
     ],
 )
@@ -126,7 +127,8 @@ def test_cores_are_shared_but_never_twice(run: ParslRun) -> None:
     used = []
     for size, call in zip(sizes, calls, strict=True):
         start, end, threads = call.result()
-        cores = run.attempt(call).cores.split(",")
+        (share,) = read_shares(run.attempt(call).placement)
+        cores = share.cores
         assert len(set(cores)) == size
         assert threads == str(size)
         used.append((start, end, set(cores)))

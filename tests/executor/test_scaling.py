@@ -75,7 +75,7 @@ def test_first_block_does_not_wait_for_the_strategy(load: Load) -> None:
     assert block.name == "0"
     assert add(1, 2).result() == 3
     run.kernel.cleanup()
-    (block,) = rows(run.directory, blocks)
+    (block,) = rows(run.database, blocks)
     assert block.state == "ended"
     assert block.job_id is not None
     assert "SIGTERM" in block.reason
@@ -184,8 +184,8 @@ def test_shutdown_releases_what_runs_at_no_cost(load: Load, tmp_path: Path) -> N
             call.result()
     assert [pid for pid in pids if is_alive(pid)] == []
     wait_for(lambda: not processes(tmp_path), "the processes of the run to end")
-    assert {task.state for task in rows(tmp_path, tasks)} == {"ready"}
-    assert [attempt.outcome for attempt in rows(tmp_path, attempts)] == ["ended"]
+    assert {task.state for task in rows(url(tmp_path), tasks)} == {"ready"}
+    assert [attempt.outcome for attempt in rows(url(tmp_path), attempts)] == ["ended"]
     with pytest.raises(RunEnded, match="was shut down"):
         run.executor.submit(len, {}, "abc")
 
@@ -193,7 +193,7 @@ def test_shutdown_releases_what_runs_at_no_cost(load: Load, tmp_path: Path) -> N
 def test_shutdown_before_the_block_is_there(load: Load) -> None:
     run = load()
     run.kernel.cleanup()
-    assert [block.state for block in rows(run.directory, blocks) if block.state == "running"] == []
+    assert [block.state for block in rows(run.database, blocks) if block.state == "running"] == []
 
 
 def test_second_run_finishes_what_the_first_left(load: Load, tmp_path: Path) -> None:

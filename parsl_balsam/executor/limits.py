@@ -1,0 +1,102 @@
+"""What the blocks of a provider can have at most, as far as it can be told before there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from parsl.launchers import SimpleLauncher, SingleNodeLauncher
+from parsl.providers import LocalProvider
+from parsl.providers.base import ExecutionProvider
+
+from parsl_balsam.model.errors import ConfigurationError, ImpossibleTask
+from parsl_balsam.model.launch import JobMode
+from parsl_balsam.model.resources import ResourceSpec
+
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest block; None for what cannot be told."""
+
+    nodes: int
+    cores: int | None  #: of one node
+    gpus: int | None  #: of one node
+    parallel: bool  #: whether tasks of several ranks are run
+
+    def check(self, spec: ResourceSpec) -> None:
+        """Refuse a call that no block could run.
+
+        Raises
+        ------
+        ImpossibleTask
+            It needs more than any block has.
+        """
+        if spec.num_nodes > self.nodes:
+            raise ImpossibleTask(
+                f"num_nodes={spec.num_nodes} is more than the {self.nodes} nodes of a block: "
+                "raise the provider's nodes_per_block, or ask for fewer"
+            )
+        if spec.is_parallel and not self.parallel:
+            raise ImpossibleTask(
+                f"num_nodes={spec.num_nodes}, ranks_per_node={spec.ranks_per_node}: "
+                "with job_mode='serial' only tasks of one process run; use job_mode='mixed' or 'mpi'"
+            )
+        if self.cores is not None and (needed := spec.cores_on(self.cores)) > self.cores:
+            raise ImpossibleTask(
+                f"ranks_per_node={spec.ranks_per_node} with cores_per_rank={spec.cores_per_rank or 1} needs {needed} "
+                f"cores on a node, which is more than the {self.cores} cores of a node"
+            )
+        if self.gpus is not None and spec.gpus_on_node > self.gpus:
+            raise ImpossibleTask(
+                f"ranks_per_node={spec.ranks_per_node} with gpus_per_rank={spec.gpus_per_rank} needs "
+                f"{spec.gpus_on_node} GPUs on a node, which is more than the {self.gpus} that it has; "
+                "if it has more, set the executor's gpus_per_node"
+            )
+
+    def weight(self, spec: ResourceSpec) -> int:
+        """Return how many one-core slots a call takes on all its nodes."""
+        return spec.num_nodes * spec.cores_on(self.cores or 1)
+
+
+def limits_of(
+    provider: ExecutionProvider, cores_per_node: int | None, gpus_per_node: int | None, mode: JobMode
+) -> Limits:
+    """Return the limits of a provider's blocks.
+
+    Parameters
+    ----------
+    cores_per_node, gpus_per_node
+        What the user has said of nodes.
+    """
+    cores = cores_per_node or getattr(provider, "cores_per_node", None)
+    if cores is None and isinstance(provider, LocalProvider):
+        cores = len(os.sched_getaffinity(0))
+    return Limits(provider.nodes_per_block, cores, gpus_per_node, mode is not JobMode.SERIAL)
+
+
+def walltime_of(provider: ExecutionProvider) -> float | None:
+    """Return how long a provider's blocks last, seconds; None where that is not known."""
+    found = _WALLTIME.fullmatch(str(getattr(provider, "walltime", "")))
+    if found is None or isinstance(provider, LocalProvider):
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
+def check_launcher(provider: ExecutionProvider) -> None:
+    """Refuse a provider that would start more than one launcher in a block.
+
+    Raises
+    ------
+    ConfigurationError
+        Its Parsl launcher is made for executors with a process on every node.
+    """
+    launcher = getattr(provider, "launcher", None)
+    if launcher is not None and not isinstance(launcher, (SimpleLauncher, SingleNodeLauncher)):
+        raise ConfigurationError(
+            f"{type(provider).__name__}(launcher={type(launcher).__name__}()) would start a launcher on every node; "
+            "one on the first is enough, since it starts its own agents: use launcher=SimpleLauncher()"
+        )

@@ -1,0 +1,73 @@
+"""Files by which a worker and the ranks of a function know of each other, in a directory that all of them see."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parsl_balsam.model.payload import encode
+
+_CALL = "call"
+_FAILED = "failed"
+_RESULT = "result-"
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """What became of one rank."""
+
+    number: int
+    node: str
+    at: float  #: on its node's clock, seconds since the epoch
+    payload: bytes  #: the encoded value, or a pickle of the exception
+    error: str | None  #: its traceback, if it raised
+
+
+def write_call(directory: Path, body: bytes, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Write what every rank calls."""
+    _write(directory / _CALL, (sys.path, body, encode((tuple(args), dict(kwargs)))))
+
+
+def read_call(directory: Path) -> tuple[list[str], bytes, bytes]:
+    """Return where modules are found, the encoded function, and its encoded arguments."""
+    path, body, arguments = pickle.loads((directory / _CALL).read_bytes())
+    return path, body, arguments
+
+
+def write_result(directory: Path, result: RankResult) -> None:
+    """Write what became of a rank."""
+    _write(directory / f"{_RESULT}{result.number}", result)
+
+
+def write_failure(directory: Path) -> None:
+    """Tell the others that some rank has failed."""
+    _write(directory / _FAILED, None)
+
+
+def read_results(directory: Path, count: int) -> dict[int, RankResult]:
+    """Return the results that there are, by rank."""
+    results: dict[int, RankResult] = {}
+    for number in range(count):
+        try:
+            results[number] = pickle.loads((directory / f"{_RESULT}{number}").read_bytes())
+        except FileNotFoundError:
+            pass
+    return results
+
+
+def has_failed(directory: Path) -> bool:
+    """Tell whether some rank has failed."""
+    return (directory / _FAILED).exists()
+
+
+def _write(path: Path, content: object) -> None:
+    """Write a file that nobody sees before it is complete."""
+    new = path.with_name(f"{path.name}.{os.getpid()}-{socket.gethostname()}")
+    new.write_bytes(pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))
+    new.rename(path)

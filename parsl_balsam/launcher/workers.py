@@ -1,0 +1,250 @@
+"""The warm processes of a node: started by forking, given one call at a time, killed with everything they started."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn
+
+from parsl_balsam.launcher import usage, worker
+from parsl_balsam.launcher.capture import Capture, tail_of_file
+from parsl_balsam.launcher.channel import Channel, RecentlyUsed
+from parsl_balsam.launcher.messages import Ended, Start
+from parsl_balsam.launcher.processes import descendants, die_with_parent, inherit_orphans, kill, sweep
+from parsl_balsam.model.states import Outcome
+from parsl_balsam.model.tasks import Usage
+
+#: How often orphans that are slow to die, and long outputs, are looked after, seconds.
+_CARE_S = 0.05
+_RELIEF_S = 1.0
+
+#: How long an MPI launcher has to end its ranks when its task is stopped, seconds. What is left then is killed.
+_MERCY_S = 2.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    pid: int
+    channel: Channel
+    capture: Capture
+    functions: RecentlyUsed = field(default_factory=RecentlyUsed)
+    task: Start | None = None
+    until: float | None = None  #: when its task is to be killed, on the monotonic clock
+    verdict: Ended | None = None  #: what to report once it is dead, where the agent killed it
+
+
+class Workers:
+    """All workers of an agent.
+
+    Parameters
+    ----------
+    selector
+        Tells of what workers send.
+    report
+        Called with the end of each task, when all its processes on this node are gone.
+    keep_out
+        What a worker must close that it inherits from the agent.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        report: Callable[[Ended], None],
+        keep_out: Iterable[Callable[[], object]],
+    ) -> None:
+        self._selector = selector
+        self._report = report
+        self._keep_out = list(keep_out)
+        self._workers: dict[int, _Worker] = {}
+        self._idle: list[_Worker] = []
+        self._by_task: dict[int, _Worker] = {}
+        self._bodies = RecentlyUsed()
+        self._held_back: list[Ended] = []  # reports of tasks whose processes are not all gone yet
+        self._orphans = False
+        self._relieve_at = time.monotonic() + _RELIEF_S
+
+    def warm(self, count: int) -> None:
+        """Have so many idle workers."""
+        while len(self._idle) < count:
+            self._idle.append(self._fork())
+
+    def running(self) -> list[int]:
+        """Return the tasks that run."""
+        return list(self._by_task)
+
+    def start(self, start: Start) -> None:
+        """Run a task."""
+        if not self._bodies.use(start.function):
+            self._bodies[start.function] = start.body
+        chosen = self._idle.pop() if self._idle else self._fork()
+        known = chosen.functions.use(start.function)
+        chosen.task = start
+        chosen.until = None if start.timeout_s is None else time.monotonic() + start.timeout_s
+        self._by_task[start.task_id] = chosen
+        try:
+            chosen.channel.send(replace(start, body=None if known else self._bodies[start.function]))
+        except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
+            pass
+
+    def kill(self, task_id: int, outcome: Outcome, error: str) -> None:
+        """End a task. Its end is reported when it is gone."""
+        victim = self._by_task.get(task_id)
+        if victim is None or victim.verdict is not None:
+            return
+        victim.verdict = Ended(task_id, outcome, error=error)
+        victim.until = None
+        assert victim.task is not None
+        if victim.task.ranks is not None and (started := descendants(victim.pid)):
+            # Killed outright, an MPI launcher could not tell the other nodes.
+            for pid in started:
+                _send(pid, signal.SIGTERM)
+            victim.until = time.monotonic() + _MERCY_S
+        else:
+            kill(victim.pid)
+
+    def pause(self) -> float:
+        """Return for how long `care` is not needed, seconds."""
+        due = [w.until for w in self._by_task.values() if w.until is not None]
+        if self._by_task:
+            due.append(self._relieve_at)
+        pause = max(0.0, min(due, default=float("inf")) - time.monotonic())
+        return min(pause, _CARE_S) if self._orphans else pause
+
+    def care(self) -> None:
+        """Do what is due by the clock."""
+        now = time.monotonic()
+        for overdue in [w for w in self._by_task.values() if w.until is not None and now >= w.until]:
+            assert overdue.task is not None
+            if overdue.verdict is not None:
+                overdue.until = None
+                kill(overdue.pid)
+            else:
+                limit = f"killed after timeout_s={overdue.task.timeout_s:g} seconds"
+                self.kill(overdue.task.task_id, Outcome.TIMEOUT, limit)
+        if now >= self._relieve_at:
+            self._relieve_at = now + _RELIEF_S
+            for busy in self._by_task.values():
+                busy.capture.relieve()
+        if self._orphans:
+            self._sweep()
+
+    def reap(self) -> None:
+        """Take note of workers that died. What they leave behind becomes this process's children and is killed too."""
+        for pid in list(self._workers):
+            # Looked at before it is waited for: until then its pid, and its process group, cannot be anyone else's.
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                kill(pid)
+                _, status, used = os.wait4(pid, 0)
+                self._bury(self._workers.pop(pid), status, usage.of_dead_worker(used))
+        self._sweep()
+
+    def _hear(self, sender: _Worker) -> None:
+        if sender.pid not in self._workers:  # it was buried a moment ago
+            return
+        try:
+            messages = sender.channel.messages()
+        except EOFError:  # its death is reported by SIGCHLD
+            self._selector.unregister(sender.channel)
+            return
+        for ended in messages:
+            if sender.task is None:
+                continue
+            if sender.verdict is not None:  # it ended just as it was to be killed, or because its ranks were
+                kill(sender.pid)
+                continue
+            del self._by_task[sender.task.task_id]
+            sender.task = None
+            sender.until = None
+            self._idle.append(sender)
+            self._report(replace(ended, output=sender.capture.take()))
+
+    def _sweep(self) -> None:
+        """End what dead workers left behind. Reports wait for it: the cores they free are not free before."""
+        self._orphans = not sweep(spare=self._workers)
+        if not self._orphans:
+            for ended in self._held_back:
+                self._report(ended)
+            self._held_back.clear()
+
+    def _bury(self, dead: _Worker, status: int, used: Usage) -> None:
+        if dead in self._idle:
+            self._idle.remove(dead)
+        if dead.task is not None:
+            code = os.waitstatus_to_exitcode(status)
+            ended = dead.verdict or Ended(dead.task.task_id, Outcome.CRASH, error=_cause(code))
+            self._held_back.append(
+                replace(
+                    ended,
+                    exit_code=code if code >= 0 and dead.verdict is None else None,
+                    signal=-code if code < 0 and dead.verdict is None else None,
+                    usage=used,
+                    output=dead.capture.take(),
+                    stderr_tail=tail_of_file(Path(dead.task.stderr)) if dead.task.stderr else None,
+                )
+            )
+            del self._by_task[dead.task.task_id]
+        try:
+            self._selector.unregister(dead.channel)
+        except KeyError:
+            pass
+        dead.channel.close()
+        dead.capture.close()
+
+    def _fork(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        capture = Capture()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(theirs, capture, parent)
+        theirs.close()
+        born = _Worker(pid, Channel(ours), capture)
+        self._workers[pid] = born
+        self._selector.register(born.channel, selectors.EVENT_READ, lambda: self._hear(born))
+        return born
+
+    def _become_worker(self, sock: socket.socket, capture: Capture, parent: int) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            os.setsid()
+            die_with_parent(parent)
+            inherit_orphans()
+            os.dup2(capture.fileno(), 1)
+            os.dup2(capture.fileno(), 2)
+            # Other workers' sockets must not be held open here, or their ends would go unnoticed.
+            for other in self._workers.values():
+                other.channel.close()
+                other.capture.close()
+            for close in (*self._keep_out, capture.close):
+                close()
+            worker.serve(Channel(sock))
+        except BaseException as error:
+            sys.stderr.write(f"worker: {error!r}\n")
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"the worker process ended with exit code {code} in the middle of the task"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ": out of memory, if nobody sent it" if -code == signal.SIGKILL else ""
+    return f"the worker process was killed by {name}{hint}"
