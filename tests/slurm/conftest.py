@@ -1,0 +1,58 @@
+"""A Slurm of four nodes for all tests of this directory, and MPI programs for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import INSTALL, PROGRAMS, Cluster, missing_programs
+
+#: MPI libraries that programs are compiled for: how their commands end.
+MPI_LIBRARIES = ("mpich", "openmpi")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running cluster that all tests share; without Slurm the test is skipped, or fails under CI=true."""
+    _require(PROGRAMS, INSTALL)
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def clean_queue(cluster: Cluster) -> Iterator[None]:
+    """Leave the cluster as it was: no jobs, and all nodes there."""
+    yield
+    for name in cluster.dead_nodes:
+        cluster.restart_node(name)
+    cluster.cancel_all()
+    cluster.wait_for("idle")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """Paths of the MPI programs in ``programs``, by library and by name: ``programs["mpich"]["where"]``."""
+    _require(
+        [f"{command}.{library}" for library in MPI_LIBRARIES for command in ("mpicc", "mpiexec")],
+        "apt-get install -y mpich openmpi-bin libopenmpi-dev",
+    )
+    compiled: dict[str, dict[str, Path]] = {}
+    for library in MPI_LIBRARIES:
+        directory = tmp_path_factory.mktemp(library)
+        compiled[library] = {}
+        for source in sorted((Path(__file__).parent / "programs").glob("*.c")):
+            compiled[library][source.stem] = directory / source.stem
+            subprocess.run([f"mpicc.{library}", "-O1", "-o", directory / source.stem, source], check=True)
+    return compiled
+
+
+def _require(names: tuple[str, ...] | list[str], install: str) -> None:
+    if missing := missing_programs(names):
+        reason = f"{', '.join(missing)} not found: {install}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)

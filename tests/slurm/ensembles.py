@@ -1,0 +1,37 @@
+"""Apps, and what is checked of them, for ensembles on Slurm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parsl import bash_app, python_app
+from parsl.launchers import SimpleLauncher
+from parsl.providers import SlurmProvider
+
+
+class QuickSlurmProvider(SlurmProvider):
+    """A SlurmProvider whose blocks may be looked at often."""
+
+    status_polling_interval = 0.5
+
+
+def provider(nodes: int = 4, **options: Any) -> SlurmProvider:
+    """Return a provider of blocks on the test cluster."""
+    defaults = {"walltime": "00:10:00", "init_blocks": 1, "max_blocks": 1, "scheduler_options": "#SBATCH --no-kill"}
+    return QuickSlurmProvider(nodes_per_block=nodes, launcher=SimpleLauncher(), **{**defaults, **options})
+
+
+@bash_app
+def command(line: str, stdout: Any = None, stderr: Any = None, parsl_resource_specification: Any = None) -> str:
+    """Run a command line."""
+    return line
+
+
+@python_app
+def where(seconds: float = 0.0, parsl_resource_specification: Any = None) -> Any:
+    """Say where a function runs."""
+    import os
+    import time
+
+    time.sleep(seconds)
+    return os.environ.get("SLURMD_NODENAME"), os.environ.get("PARSL_MPI_NODELIST"), os.environ.get("PARSL_NUM_RANKS")
