@@ -25,6 +25,7 @@ from parsl_balsam.cli.output import (
 from parsl_balsam.db import history
 from parsl_balsam.db.drivers import is_dead
 from parsl_balsam.db.history import AttemptRecord, Event, OpenBlock, OpenRun, TaskRecord
+from parsl_balsam.model.shares import Share, compress
 from parsl_balsam.model.states import TaskState
 
 #: How often ``events --follow`` looks, seconds.
@@ -223,7 +224,7 @@ def _print_attempt(attempt: AttemptRecord) -> None:
             ("  signal", _signal(attempt.signal)),
             ("  block", f"{attempt.block_id}{job}"),
             ("  host", attempt.host),
-            ("  cores", attempt.cores),
+            ("  placement", _placement(attempt.placement)),
             ("  claimed", when(attempt.claimed_at)),
             ("  started", when(attempt.started_at)),
             ("  ended", when(attempt.ended_at)),
@@ -235,6 +236,15 @@ def _print_attempt(attempt: AttemptRecord) -> None:
     print_text("error", attempt.error, indent=2)
     print_text("last output", attempt.output, indent=2)
     print_text("last of stderr", attempt.stderr_tail, indent=2)
+
+
+def _placement(shares: Sequence[Share]) -> str | None:
+    """Return what an attempt has of its nodes: ``n1 cores 0-3; n2 cores 0-3 GPUs 0,1``."""
+    parts = [
+        f"{share.node} cores {compress(share.cores)}" + (f" GPUs {','.join(share.gpus)}" if share.gpus else "")
+        for share in shares
+    ]
+    return "; ".join(parts) or None
 
 
 def _signal(number: int | None) -> str | None:
