@@ -8,7 +8,8 @@ import click
 
 from parsl_balsam.cli.options import database_option, opened, take_back_lost, this_user
 from parsl_balsam.db.connect import Database
-from parsl_balsam.db.history import task_states, unserved_workflows
+from parsl_balsam.db.history import task_states
+from parsl_balsam.db.service import unserved_workflows
 from parsl_balsam.db.tasks import cancel_tasks, retry_tasks, tasks_in_state
 from parsl_balsam.model.states import TERMINAL, TaskState
 

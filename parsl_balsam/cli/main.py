@@ -1,4 +1,4 @@
-"""``parsl-balsam``: look at tasks, retry and cancel them, and run a database server."""
+"""``parsl-balsam``: look at tasks, retry and cancel them, run them on nodes you hold, and run a database server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from parsl_balsam.cli.actions import cancel, retry
 from parsl_balsam.cli.db import db
 from parsl_balsam.cli.demo import demo
+from parsl_balsam.cli.launcher import launcher
 from parsl_balsam.cli.tasks import events, show, status, tasks
 from parsl_balsam.model.errors import BalsamError
 
@@ -29,5 +30,5 @@ def main() -> None:
     """See what becomes of the tasks of your Parsl workflows, and act on them."""
 
 
-for command in (status, tasks, show, events, retry, cancel, db, demo):
+for command in (status, tasks, show, events, retry, cancel, launcher, db, demo):
     main.add_command(command)

@@ -24,7 +24,8 @@ from parsl_balsam.cli.output import (
 )
 from parsl_balsam.db import history
 from parsl_balsam.db.drivers import is_dead
-from parsl_balsam.db.history import AttemptRecord, Event, OpenBlock, OpenRun, TaskRecord
+from parsl_balsam.db.history import AttemptRecord, Event, TaskRecord
+from parsl_balsam.db.service import OpenBlock, OpenRun, open_blocks, open_runs, waiting_sizes
 from parsl_balsam.model.shares import Share, compress
 from parsl_balsam.model.states import TaskState
 
@@ -37,7 +38,7 @@ _LOOK_S = 0.5
 @json_option
 @database_option
 def status(workflow: str | None, as_json: bool, database: str) -> None:
-    """Count the tasks in each state, and show the blocks and the run that work on them.
+    """Count the tasks in each state, and show who works on them and what those that are ready wait for.
 
     With --json, only the counts. The tasks of launchers that died are taken back.
     """
@@ -47,14 +48,18 @@ def status(workflow: str | None, as_json: bool, database: str) -> None:
         if as_json:
             print_json({state.value: count for state, count in counts.items()})
             return
-        blocks = history.open_blocks(db, workflow)
-        runs = [run for run in history.open_runs(db, workflow) if not is_dead(run.driver)]
+        blocks = open_blocks(db, workflow)
+        runs = [run for run in open_runs(db, workflow) if not is_dead(run.driver)]
+        waiting = waiting_sizes(db, workflow)
     names = [state.value for state in counts]
     print_table(names, [list(counts.values())], numbers=names)
     _print_runs(runs)
     if blocks:
         click.echo()
         _print_blocks(blocks)
+    for nodes, count, why in waiting:
+        what = f"{count} ready {'task' if count == 1 else 'tasks'} of {nodes} {'node' if nodes == 1 else 'nodes'}"
+        click.echo(f"{what} {'waits' if count == 1 else 'wait'} {one_line(why)}.")
 
 
 @click.command("tasks", short_help="List tasks.")
@@ -165,7 +170,7 @@ def _print_runs(runs: Sequence[OpenRun]) -> None:
 
 def _print_blocks(blocks: Sequence[OpenBlock]) -> None:
     print_table(
-        ["block", "workflow", "job", "state", "host", "tasks", "since", "lease"],
+        ["block", "workflow", "job", "state", "host", "nodes", "tasks", "since", "time left", "lease"],
         [
             (
                 block.id,
@@ -173,15 +178,20 @@ def _print_blocks(blocks: Sequence[OpenBlock]) -> None:
                 block.job_id,
                 block.state,
                 block.host,
+                block.nodes,
                 block.held,
                 when(block.started_at or block.requested_at),
+                duration(block.time_left_s),
                 None if block.lease_left_s is None else f"{duration(block.lease_left_s)} left",
             )
             for block in blocks
         ],
-        numbers=["block", "tasks"],
+        numbers=["block", "nodes", "tasks", "time left"],
         elastic=["workflow", "host"],
     )
+    for block in blocks:
+        if block.lost_nodes:
+            click.echo(f"Block {block.id} has lost {one_line(block.lost_nodes)}.")
 
 
 def _print_task(task: TaskRecord) -> None:
@@ -191,6 +201,7 @@ def _print_task(task: TaskRecord) -> None:
             ("task", task.id),
             ("app", task.app),
             ("state", f"{task.state.value}{cancelling}"),
+            ("waits", task.waits),
             ("workflow", f"{task.workflow} (executor {task.executor}), run {task.run_id}"),
             ("key", f"{task.key}, occurrence {task.occurrence}"),
             ("function", task.function),

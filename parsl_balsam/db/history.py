@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, exists, func, or_, select
+from sqlalchemy import Connection, RowMapping, func, or_, select
 
-from parsl_balsam.db.connect import Database, clock
-from parsl_balsam.db.runs import Driver
-from parsl_balsam.db.schema import arguments, attempts, blocks, events, results, runs, tasks, workflows
-from parsl_balsam.model.errors import ConfigurationError, TaskNotFound
+from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.schema import arguments, attempts, blocks, events, results, tasks, workflows
+from parsl_balsam.db.service import of_workflow, open_rooms
+from parsl_balsam.model.errors import TaskNotFound
 from parsl_balsam.model.shares import Share, read_shares
-from parsl_balsam.model.states import BlockState, Outcome, TaskState
+from parsl_balsam.model.states import Outcome, TaskState
+from parsl_balsam.model.waiting import why_it_waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,34 +96,7 @@ class TaskRecord:
     result_size: int | None  #: bytes
     attempts: tuple[AttemptRecord, ...]
     events: tuple[Event, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBlock:
-    """A block that is requested or runs. Times are in seconds since the epoch."""
-
-    id: int
-    workflow: str
-    name: str  #: Parsl's block id, unique within its run only
-    job_id: str | None
-    state: BlockState
-    host: str | None
-    pid: int | None  #: of its launcher
-    requested_at: float
-    started_at: float | None
-    held: int  #: tasks its launcher has claimed and not ended
-    lease_left_s: float | None  #: time until its tasks are taken back if it is not heard of; None before it starts
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRun:
-    """A run that has not ended, as far as the database knows."""
-
-    id: int
-    workflow: str
-    executor: str  #: its label
-    driver: Driver
-    started_at: float  #: seconds since the epoch
+    waits: str | None  #: what it waits for, if it is ready
 
 
 def count_states(database: Database, workflow: str | None = None) -> dict[TaskState, int]:
@@ -136,7 +110,7 @@ def count_states(database: Database, workflow: str | None = None) -> dict[TaskSt
     with database.read() as connection:
         rows = connection.execute(
             select(tasks.c.state, func.count())
-            .where(*_of_workflow(connection, workflow, tasks.c.workflow_id))
+            .where(*of_workflow(connection, workflow, tasks.c.workflow_id))
             .group_by(tasks.c.state)
         ).all()
     found = {TaskState(state): count for state, count in rows}
@@ -187,7 +161,7 @@ def list_tasks(
     if app is not None:
         query = query.where(tasks.c.app == app)
     with database.read() as connection:
-        query = query.where(*_of_workflow(connection, workflow, tasks.c.workflow_id))
+        query = query.where(*of_workflow(connection, workflow, tasks.c.workflow_id))
         return [
             TaskLine(**{**row, "state": TaskState(row["state"]), "error": _last_line(row["error"])})
             for row in connection.execute(query).mappings()
@@ -218,6 +192,8 @@ def read_task(database: Database, task_id: int) -> TaskRecord:
                     tasks.c.cancel_requested,
                     tasks.c.priority,
                     tasks.c.nodes,
+                    tasks.c.workflow_id,
+                    tasks.c.walltime_min,
                     tasks.c.spec,
                     tasks.c.stdout,
                     tasks.c.stderr,
@@ -252,17 +228,19 @@ def read_task(database: Database, task_id: int) -> TaskRecord:
             .mappings()
             .all()
         )
+        waits = _waits(connection, found) if found["state"] == TaskState.READY.value else None
         happened = (
             connection.execute(select(events).where(events.c.task_id == task_id).order_by(events.c.id)).mappings().all()
         )
     task: dict[str, Any] = {
-        **found,
+        **{name: value for name, value in found.items() if name not in ("workflow_id", "walltime_min")},
         "key": bytes(found["key"]).hex(),
         "function": bytes(found["function"]).hex(),
         "state": TaskState(found["state"]),
         "spec": json.loads(found["spec"]) if found["spec"] else {},
         "attempts": tuple(_attempt(row) for row in tried),
         "events": tuple(_event(row) for row in happened),
+        "waits": waits,
     }
     return TaskRecord(**task)
 
@@ -300,66 +278,6 @@ def events_after(
         return [_event(row) for row in connection.execute(query).mappings()]
 
 
-def open_blocks(database: Database, workflow: str | None = None) -> list[OpenBlock]:
-    """Return the blocks that are requested or run.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no such workflow.
-    """
-    held = select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
-    query = (
-        select(
-            blocks.c.id,
-            workflows.c.name.label("workflow"),
-            blocks.c.name,
-            blocks.c.job_id,
-            blocks.c.state,
-            blocks.c.host,
-            blocks.c.pid,
-            blocks.c.requested_at,
-            blocks.c.started_at,
-            held.label("held"),
-            (blocks.c.lease_until - clock()).label("lease_left_s"),
-        )
-        .join(workflows, workflows.c.id == blocks.c.workflow_id)
-        .where(blocks.c.state.in_([BlockState.REQUESTED.value, BlockState.RUNNING.value]))
-        .order_by(blocks.c.id)
-    )
-    with database.read() as connection:
-        query = query.where(*_of_workflow(connection, workflow, blocks.c.workflow_id))
-        return [OpenBlock(**{**row, "state": BlockState(row["state"])}) for row in connection.execute(query).mappings()]
-
-
-def open_runs(database: Database, workflow: str | None = None) -> list[OpenRun]:
-    """Return the runs that have neither said goodbye nor been silent for a lease. Their processes may have died since.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no such workflow.
-    """
-    query = (
-        select(runs, workflows.c.name.label("workflow"), workflows.c.label.label("executor"))
-        .join(workflows, workflows.c.current_run == runs.c.id)
-        .where(runs.c.ended_at.is_(None), runs.c.lease_until > clock())
-        .order_by(runs.c.id)
-    )
-    with database.read() as connection:
-        rows = connection.execute(query.where(*_of_workflow(connection, workflow, runs.c.workflow_id))).all()
-    return [
-        OpenRun(
-            row.id,
-            row.workflow,
-            row.executor,
-            Driver(row.host, row.host_key, row.pid, row.pid_started),
-            row.started_at,
-        )
-        for row in rows
-    ]
-
-
 def task_states(database: Database, ids: Sequence[int]) -> dict[int, TaskState]:
     """Return the states of those tasks that exist."""
     with database.read() as connection:
@@ -367,38 +285,10 @@ def task_states(database: Database, ids: Sequence[int]) -> dict[int, TaskState]:
         return {row.id: TaskState(row.state) for row in rows}
 
 
-def unserved_workflows(database: Database, ids: Sequence[int]) -> list[str]:
-    """Return the workflows of some tasks for which no block claims tasks now, nor will when it starts."""
-    serving = exists().where(
-        blocks.c.run_id == workflows.c.current_run,
-        or_(
-            blocks.c.state == BlockState.REQUESTED.value,
-            and_(blocks.c.state == BlockState.RUNNING.value, blocks.c.lease_until >= clock()),
-        ),
-    )
-    with database.read() as connection:
-        return list(
-            connection.execute(
-                select(workflows.c.name)
-                .distinct()
-                .join(tasks, tasks.c.workflow_id == workflows.c.id)
-                .where(tasks.c.id.in_(ids), ~serving)
-                .order_by(workflows.c.name)
-            ).scalars()
-        )
-
-
-def _of_workflow(connection: Connection, name: str | None, column: ColumnElement[int]) -> Iterable[ColumnElement[bool]]:
-    """Return what limits a query to the workflows of a name: each executor has its own."""
-    if name is None:
-        return []
-    ids = list(connection.execute(select(workflows.c.id).where(workflows.c.name == name)).scalars())
-    if not ids:
-        known = connection.execute(select(workflows.c.name).distinct().order_by(workflows.c.name).limit(10)).scalars()
-        raise ConfigurationError(
-            f"no workflow {name!r} in this database: it has {', '.join(map(repr, known)) or 'none at all'}"
-        )
-    return [column.in_(ids)]
+def _waits(connection: Connection, task: RowMapping) -> str:
+    due_in = None if task["ready_at"] is None else task["ready_at"] - now(connection)
+    rooms = open_rooms(connection, [task["workflow_id"]])
+    return why_it_waits(task["nodes"], task["walltime_min"], due_in, rooms)
 
 
 def _attempt(row: RowMapping) -> AttemptRecord:

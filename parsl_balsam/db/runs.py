@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from parsl_balsam.db.connect import Database, clock
 from parsl_balsam.db.schema import runs, workflows
 from parsl_balsam.db.wakeup import Topic, notify
-from parsl_balsam.model.errors import WorkflowBusy, WorkflowLost
+from parsl_balsam.model.errors import ConfigurationError, WorkflowBusy, WorkflowLost
 from parsl_balsam.model.retry import RetryPolicy
 
 
@@ -72,6 +72,49 @@ def begin_run(
             raise WorkflowBusy(_busy(name, label, holder))
         heard = holder.lease_until
         time.sleep(max(0.0, rest) + 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOrder:
+    """What a launcher started by hand must know of a workflow."""
+
+    workflow_id: int
+    run_id: int  #: its current run, or its last
+    order: str  #: JSON, see `parsl_balsam.model.launch`
+
+
+def find_order(database: Database, name: str, label: str | None) -> FoundOrder:
+    """Return what launchers of a workflow's current run are told.
+
+    Parameters
+    ----------
+    label
+        Of the executor; None if the workflow has only one.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow, or it has several executors and none is named.
+    """
+    query = (
+        select(workflows.c.id, workflows.c.label, runs.c.id.label("run_id"), runs.c.launch_order)
+        .join(runs, runs.c.id == workflows.c.current_run)
+        .where(workflows.c.name == name)
+        .order_by(workflows.c.label)
+    )
+    with database.read() as connection:
+        found = connection.execute(query).all()
+        known = connection.execute(select(workflows.c.name).distinct().order_by(workflows.c.name).limit(10)).scalars()
+        names = ", ".join(map(repr, known)) or "none at all"
+    if not found:
+        raise ConfigurationError(f"no workflow {name!r} in this database: it has {names}")
+    chosen = [row for row in found if label in (None, row.label)]
+    if len(chosen) != 1:
+        labels = ", ".join(repr(row.label) for row in found)
+        raise ConfigurationError(f"workflow {name!r} has the executors {labels}: name one of them with --executor")
+    if chosen[0].launch_order is None:
+        raise ConfigurationError(f"the last run of workflow {name!r} has left no orders: start its script once")
+    return FoundOrder(chosen[0].id, chosen[0].run_id, chosen[0].launch_order)
 
 
 def renew_run(database: Database, run_id: int, lease_s: float) -> None:

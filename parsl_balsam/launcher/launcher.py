@@ -123,6 +123,7 @@ class Launcher:
         if self._ledger.failure:
             raise self._ledger.failure
         close_block(self._database, self._block_id, self._stop_reason or "ended")
+        logger.info("block %d has ended: %s", self._block_id, self._stop_reason)
 
     def stop(self, reason: str) -> None:
         """End the block: what runs is stopped and becomes ready again."""

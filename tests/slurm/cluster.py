@@ -122,7 +122,9 @@ class Cluster:
     @property
     def environ(self) -> dict[str, str]:
         """The environment for Slurm's and MPI's commands: that of this process, with this cluster and not another."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SLURMD_"))}
+        # By a variable of ours tests find, and end, the processes of a run: the cluster's daemons are none of them.
+        others = ("SLURM_", "SLURMD_", "BALSAM_")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return {**own, **_MPI, "PATH": _PATH, "SLURM_CONF": str(self._directory / "slurm.conf")}
 
     @property

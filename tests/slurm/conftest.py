@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.executor.parsl_runs import ParslRun, parsl_run
 from tests.slurm.cluster import INSTALL, PROGRAMS, Cluster, missing_programs
+from tests.slurm.ensembles import provider
 
 #: MPI libraries that programs are compiled for: how their commands end.
 MPI_LIBRARIES = ("mpich", "openmpi")
@@ -48,6 +52,24 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pa
             compiled[library][source.stem] = directory / source.stem
             subprocess.run([f"mpicc.{library}", "-O1", "-o", directory / source.stem, source], check=True)
     return compiled
+
+
+@pytest.fixture
+def slurm_run(
+    cluster: Cluster, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ParslRun]]:
+    """Loads Parsl for one test, with blocks from the cluster and a database on PostgreSQL."""
+    for name, value in cluster.environ.items():
+        monkeypatch.setenv(name, value)
+    with ExitStack() as stack:
+
+        def load(**options: Any) -> ParslRun:
+            defaults = {"database": postgres_url, "address": "127.0.0.1", "provider": provider()}
+            return stack.enter_context(
+                parsl_run(tmp_path, {"strategy_period": 0.5}, alone=False, **{**defaults, **options})
+            )
+
+        yield load
 
 
 def _require(names: tuple[str, ...] | list[str], install: str) -> None:

@@ -35,3 +35,24 @@ def where(seconds: float = 0.0, parsl_resource_specification: Any = None) -> Any
 
     time.sleep(seconds)
     return os.environ.get("SLURMD_NODENAME"), os.environ.get("PARSL_MPI_NODELIST"), os.environ.get("PARSL_NUM_RANKS")
+
+
+@python_app
+def variables(seconds: float = 0.0, parsl_resource_specification: Any = None) -> Any:
+    """Return what a task finds in its environment."""
+    import os
+    import time
+
+    time.sleep(seconds)
+    names = ("SLURMD_NODENAME", "PARSL_MPI_NODELIST", "PARSL_NUM_RANKS", "PARSL_NUM_NODES", "OMP_NUM_THREADS")
+    return {name: os.environ.get(name) for name in names}
+
+
+@python_app
+def rank_and_node(seconds: float = 0.0, parsl_resource_specification: Any = None) -> Any:
+    """Return where a rank runs, as srun tells it."""
+    import os
+    import time
+
+    time.sleep(seconds)
+    return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), os.environ["SLURMD_NODENAME"]

@@ -1,0 +1,179 @@
+"""Who works on tasks now: blocks that are requested or run, and runs that drive workflows. It only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
+
+from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.runs import Driver
+from parsl_balsam.db.schema import IS_READY, blocks, runs, tasks, workflows
+from parsl_balsam.model.errors import ConfigurationError
+from parsl_balsam.model.states import BlockState
+from parsl_balsam.model.waiting import OpenRoom, why_it_waits
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlock:
+    """A block that is requested or runs. Times are in seconds since the epoch."""
+
+    id: int
+    workflow: str
+    name: str  #: Parsl's block id, unique within its run only
+    job_id: str | None
+    state: BlockState
+    host: str | None
+    pid: int | None  #: of its launcher
+    requested_at: float
+    started_at: float | None
+    held: int  #: tasks its launcher has claimed and not ended
+    lease_left_s: float | None  #: time until its tasks are taken back if it is not heard of; None before it starts
+    nodes: int | None  #: that tasks may run on; None before it starts
+    lost_nodes: str | None  #: with the reasons
+    time_left_s: float | None  #: until its batch job ends; None where no end is known
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that has not ended, as far as the database knows."""
+
+    id: int
+    workflow: str
+    executor: str  #: its label
+    driver: Driver
+    started_at: float  #: seconds since the epoch
+
+
+def open_blocks(database: Database, workflow: str | None = None) -> list[OpenBlock]:
+    """Return the blocks that are requested or run.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    held = select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
+    query = (
+        select(
+            blocks.c.id,
+            workflows.c.name.label("workflow"),
+            blocks.c.name,
+            blocks.c.job_id,
+            blocks.c.state,
+            blocks.c.host,
+            blocks.c.pid,
+            blocks.c.requested_at,
+            blocks.c.started_at,
+            held.label("held"),
+            (blocks.c.lease_until - clock()).label("lease_left_s"),
+            blocks.c.nodes,
+            blocks.c.lost_nodes,
+            (blocks.c.ends_at - clock()).label("time_left_s"),
+        )
+        .join(workflows, workflows.c.id == blocks.c.workflow_id)
+        .where(_IS_OPEN)
+        .order_by(blocks.c.id)
+    )
+    with database.read() as connection:
+        query = query.where(*of_workflow(connection, workflow, blocks.c.workflow_id))
+        return [OpenBlock(**{**row, "state": BlockState(row["state"])}) for row in connection.execute(query).mappings()]
+
+
+def open_runs(database: Database, workflow: str | None = None) -> list[OpenRun]:
+    """Return the runs that have neither said goodbye nor been silent for a lease. Their processes may have died since.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    query = (
+        select(runs, workflows.c.name.label("workflow"), workflows.c.label.label("executor"))
+        .join(workflows, workflows.c.current_run == runs.c.id)
+        .where(runs.c.ended_at.is_(None), runs.c.lease_until > clock())
+        .order_by(runs.c.id)
+    )
+    with database.read() as connection:
+        rows = connection.execute(query.where(*of_workflow(connection, workflow, runs.c.workflow_id))).all()
+    return [
+        OpenRun(
+            row.id,
+            row.workflow,
+            row.executor,
+            Driver(row.host, row.host_key, row.pid, row.pid_started),
+            row.started_at,
+        )
+        for row in rows
+    ]
+
+
+def unserved_workflows(database: Database, ids: Sequence[int]) -> list[str]:
+    """Return the workflows of some tasks for which no block claims tasks now, nor will when it starts."""
+    serving = exists().where(
+        blocks.c.run_id == workflows.c.current_run,
+        or_(
+            blocks.c.state == BlockState.REQUESTED.value,
+            and_(blocks.c.state == BlockState.RUNNING.value, blocks.c.lease_until >= clock()),
+        ),
+    )
+    with database.read() as connection:
+        return list(
+            connection.execute(
+                select(workflows.c.name)
+                .distinct()
+                .join(tasks, tasks.c.workflow_id == workflows.c.id)
+                .where(tasks.c.id.in_(ids), ~serving)
+                .order_by(workflows.c.name)
+            ).scalars()
+        )
+
+
+def waiting_sizes(database: Database, workflow: str | None = None) -> list[tuple[int, int, str]]:
+    """Return, for each number of nodes that ready tasks need, how many such tasks there are and what they wait for.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    with database.read() as connection:
+        query = select(tasks.c.workflow_id, tasks.c.nodes, func.count().label("tasks")).where(
+            IS_READY, tasks.c.ready_at.is_(None), *of_workflow(connection, workflow, tasks.c.workflow_id)
+        )
+        rows = connection.execute(query.group_by(tasks.c.workflow_id, tasks.c.nodes).order_by(tasks.c.nodes)).all()
+        return [
+            (row.nodes, row.tasks, why_it_waits(row.nodes, None, None, open_rooms(connection, [row.workflow_id])))
+            for row in rows
+        ]
+
+
+def open_rooms(connection: Connection, workflow_ids: Sequence[int]) -> list[OpenRoom]:
+    """Return the open blocks of workflows, as far as they matter to tasks that wait."""
+    rows = connection.execute(
+        select(blocks.c.id, blocks.c.job_id, blocks.c.nodes, blocks.c.ends_at, blocks.c.lost_nodes)
+        .where(blocks.c.workflow_id.in_(workflow_ids), _IS_OPEN)
+        .order_by(blocks.c.id)
+    ).all()
+    at = now(connection)
+    return [
+        OpenRoom(row.id, row.job_id, row.nodes, None if row.ends_at is None else row.ends_at - at, row.lost_nodes)
+        for row in rows
+    ]
+
+
+def of_workflow(connection: Connection, name: str | None, column: ColumnElement[int]) -> Iterable[ColumnElement[bool]]:
+    """Return what limits a query to the workflows of a name: each executor has its own."""
+    if name is None:
+        return []
+    ids = list(connection.execute(select(workflows.c.id).where(workflows.c.name == name)).scalars())
+    if not ids:
+        known = connection.execute(select(workflows.c.name).distinct().order_by(workflows.c.name).limit(10)).scalars()
+        raise ConfigurationError(
+            f"no workflow {name!r} in this database: it has {', '.join(map(repr, known)) or 'none at all'}"
+        )
+    return [column.in_(ids)]
+
+
+_IS_OPEN = blocks.c.state.in_([BlockState.REQUESTED.value, BlockState.RUNNING.value])
