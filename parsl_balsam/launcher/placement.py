@@ -6,13 +6,14 @@ for it soonest. Those behind it fill the gaps, as in EASY backfilling (Lifka, "T
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from parsl_balsam.launcher.space import Room, SetAside, Space
+from parsl_balsam.launcher.space import Need, Space
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import Share
 
@@ -34,17 +35,12 @@ class _Group:
     """Waiting tasks of one shape. Those that nobody knows the duration of count as longest."""
 
     shape: _Shape
-    spec: ResourceSpec  #: of one of them: all need the same
-    idle_nodes: int  #: that must be wholly free, at least
-    free_cores: int  #: that must be free on one node, at least
+    spec: ResourceSpec  #: of one of them
+    need: Need  #: of each of them
     came: OrderedDict[int, float] = field(default_factory=OrderedDict)  #: all of them, and when, the oldest first
     unknown: OrderedDict[int, None] = field(default_factory=OrderedDict)
     known: list[tuple[float, int]] = field(default_factory=list)  #: (walltime_s, -task), longest last
     newest: float = -math.inf  #: when the last to come of those that have started came
-
-    def may_fit(self, room: Room) -> bool:
-        """Tell whether it is worth a try to start one where so much is free."""
-        return self.idle_nodes <= room[0] and self.free_cores <= room[1]
 
     def put(self, task: _Waiting) -> None:
         """Take a task in."""
@@ -64,7 +60,7 @@ class _Group:
 
     def only(self, task: _Waiting) -> _Group:
         """Return a group of only one of them."""
-        group = _Group(self.shape, self.spec, self.idle_nodes, self.free_cores)
+        group = _Group(self.shape, self.spec, self.need)
         group.put(task)
         return group
 
@@ -76,7 +72,7 @@ class _Group:
         return -self.known[index - 1][1] if index else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
     task_id: int
     spec: ResourceSpec
@@ -112,17 +108,26 @@ class _Reservation:
         """Take free nodes in place of those that will be ready last, where that helps; return pairs of both."""
         pairs: list[tuple[str, str]] = []
         while len(pairs) < len(free) and (last := self._last()) is not None:
-            latest = self._by_end[bisect_left(self._by_end, (last, "")) :]
-            spared = {node for _, node in latest if self._busy.get(node) == last}
-            if now < last < math.inf and len(spared) > len(free) - len(pairs):
+            left = free[len(pairs) :]
+            spared = list(itertools.islice(self._busy_until(last), len(left) + 1))
+            if len(spared) > len(left) and now < last < math.inf:
                 break  # the task would start no sooner, and more nodes would idle until then
-            for node in sorted(spared)[: len(free) - len(pairs)]:
-                other = free[len(pairs)]
+            for node, other in zip(spared, left, strict=False):
                 pairs.append((node, other))
                 del self._busy[node]
                 self.nodes.remove(node)
                 self.nodes.add(other)
         return pairs
+
+    def _busy_until(self, last: float) -> Iterator[str]:
+        """Return the nodes that will be ready last."""
+        seen: set[str] = set()
+        for time, node in reversed(self._by_end):
+            if time != last:
+                return
+            if self._busy.get(node) == time and node not in seen:
+                seen.add(node)
+                yield node
 
     def _last(self) -> float | None:
         """Return when the last node will be ready; None if all are."""
@@ -136,10 +141,11 @@ class Queue:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()  # the oldest first
         self._groups: dict[_Shape, _Group] = {}
         self._order: list[_Group] = []  # those that are not empty, the most demanding first
         self._reservation: _Reservation | None = None
+        self._newest = -math.inf  # when the last to come of those that have started came
         self._starving: _Group | None = None  # of one task, that is put before others
         self._look_for_starving_at = -math.inf
 
@@ -156,25 +162,26 @@ class Queue:
     def cores(self) -> int:
         """How many cores the waiting tasks need together, that with the reservation left out."""
         largest = self._space.largest_node
+        kept_for = None if (reserved := self.reserved) is None else self._waiting[reserved].group
         return sum(
-            task.spec.num_nodes * self._space.cores_on(task.spec, largest)
-            for task in self._waiting.values()
-            if task.task_id != self.reserved
+            (len(group.came) - (group is kept_for)) * group.need.nodes * group.need.cores[largest]
+            for group in self._order
         )
 
     @property
     def reserved(self) -> int | None:
         """The task that nodes are kept for."""
-        return self._reservation.task.task_id if self._reservation is not None else None
+        if self._reservation is None:
+            return None
+        task = self._reservation.task
+        return task.task_id if self._waiting.get(task.task_id) is task else None
 
     def add(self, task_id: int, spec: ResourceSpec, now: float) -> None:
         """Let a task wait."""
         shape = _shape(spec)
         group = self._groups.get(shape)
         if group is None:
-            whole = self._space.takes_whole_nodes(spec)
-            group = _Group(shape, spec, spec.num_nodes if whole else 0, 0 if whole else spec.cores or 1)
-            self._groups[shape] = group
+            group = self._groups[shape] = _Group(shape, spec, self._space.need(spec))
         if not group.came:
             insort(self._order, group, key=_by_shape)
         walltime_s = None if spec.walltime_min is None else spec.walltime_min * 60
@@ -192,8 +199,6 @@ class Queue:
             self._starving.drop(task)
             self._starving = None
             self._look_for_starving_at = -math.inf
-        if self.reserved == task_id:
-            self._forget_reservation()
 
     def unfit(self, time_left: float | None) -> list[tuple[int, str]]:
         """Return the tasks that cannot start in this block any more, with the reason.
@@ -229,12 +234,12 @@ class Queue:
         placed: list[_Placed] = []
         self._look_for_starving(now, limit)
         groups = self._in_order()
-        for place, group in enumerate(groups, 1):
+        for number, group in enumerate(groups, 1):
             if not self._space.free_cores:
                 return placed
             blocked = self._start_all(group, now, limit, placed)
             if blocked is not None:
-                self._fill_gaps(self._reserve(blocked, now), groups[place:], now, limit, placed)
+                self._fill_gaps(self._reserve(blocked, now), groups[number:], now, limit, placed)
                 return placed
         self._forget_reservation()
         return placed
@@ -251,10 +256,9 @@ class Queue:
         """Start tasks of a group wherever there is room; return the first for which there is none."""
         while (task_id := group.first(limit)) is not None:
             task = self._waiting[task_id]
-            fits = group.may_fit(self._space.room()[0])
-            if not fits or not self._start(task, now, placed, SetAside.LAST):
+            if not self._start(task, now, placed, aside=True):
                 # One that waits for what the block has no more must not keep others from the rest.
-                return task if self._space.lacking(task.spec) is None else None
+                return task if self._space.suffices(group.need) else None
         return None
 
     def _fill_gaps(
@@ -267,35 +271,32 @@ class Queue:
         patient = known or now - reservation.task.since < PATIENCE_S
         room, open_room = self._space.room()
         idle, cores = room
-        worth_a_try = [group for group in groups if group.idle_nodes <= idle and group.free_cores <= cores]
-        for group in worth_a_try:
+        for group in [group for group in groups if group.need.idle_nodes <= idle and group.need.least_cores <= cores]:
             if group is reservation.task.group:
                 continue  # where one does not fit, none of its shape does
-            while group.may_fit(open_room) and (task_id := group.first(limit)) is not None:
-                task = self._waiting[task_id]
-                if known and task.walltime_s is not None and task.walltime_s <= gap:
-                    break  # it may have reserved nodes, and leave the others to longer ones
-                if not self._start(task, now, placed, SetAside.AVOID):
+            while group.need.may_fit(open_room) and (task_id := group.first(limit)) is not None:
+                if not self._start(self._waiting[task_id], now, placed, aside=False):
                     break
                 room, open_room = self._space.room()
-            while patient and group.may_fit(room) and (task_id := group.first(gap, known=known)) is not None:
-                if not self._start(self._waiting[task_id], now, placed, SetAside.FIRST):
+            while patient and group.need.may_fit(room) and (task_id := group.first(gap, known=known)) is not None:
+                if not self._start(self._waiting[task_id], now, placed, aside=True):
                     break
                 room, open_room = self._space.room()
 
-    def _start(self, task: _Waiting, now: float, placed: list[_Placed], aside: SetAside) -> bool:
+    def _start(self, task: _Waiting, now: float, placed: list[_Placed], *, aside: bool) -> bool:
         until = None if task.walltime_s is None else now + task.walltime_s
-        shares = self._space.take(task.task_id, task.spec, until, aside=aside)
+        shares = self._space.take(task.task_id, task.group.need, until, aside=aside)
         if shares is None:
             return False
+        self._newest = max(self._newest, task.since)
         task.group.newest = max(task.group.newest, task.since)
         self.remove(task.task_id)
         placed.append((task.task_id, shares))
         held = self._reservation
-        if held is not None:
+        if held is not None and held.task is not task:
             for share in shares:
                 if share.node in held.nodes:
-                    held.note(share.node, self._space.ready_at(share.node, held.task.spec, now), now)
+                    held.note(share.node, self._space.ready_at(share.node, held.task.group.need, now), now)
         return True
 
     def _reserve(self, task: _Waiting, now: float) -> _Reservation:
@@ -304,15 +305,17 @@ class Queue:
         held = self._reservation
         freed = space.freed()
         if held is None or held.task is not task or held.losses != space.losses:
-            self._forget_reservation()
-            self._reservation = _Reservation(task, space.soonest(task.spec, now), space.losses, now)
-            space.set_aside(self._reservation.nodes)
+            ready = space.soonest(task.group.need, now)
+            if held is not None:
+                space.open_up(held.nodes - ready.keys())
+            space.set_aside(ready)
+            self._reservation = _Reservation(task, ready, space.losses, now)
             return self._reservation
         free: list[str] = []
         for node in freed:
             if node in held.nodes:
-                held.note(node, space.ready_at(node, task.spec, now), now)
-            elif space.fits(node, task.spec):
+                held.note(node, space.ready_at(node, task.group.need, now), now)
+            elif space.fits(node, task.group.need):
                 free.append(node)
         for spared, node in held.exchange(free, now):
             space.open_up([spared])
@@ -329,7 +332,11 @@ class Queue:
         if now < self._look_for_starving_at:
             return
         self._look_for_starving_at = now + STARVING_S / 10
+        self._starving = None
         found: _Waiting | None = None
+        oldest = next(iter(self._waiting.values()), None)
+        if oldest is None or self._newest - oldest.since < STARVING_S:
+            return
         newest, priority = -math.inf, 0
         for group in self._order:
             if group.shape[0] != priority:
@@ -342,10 +349,11 @@ class Queue:
                 if since > latest:
                     break
                 task = self._waiting[task_id]
-                if (task.walltime_s or 0.0) <= limit and self._space.lacking(task.spec) is None:
+                if (task.walltime_s or 0.0) <= limit and self._space.suffices(group.need):
                     found = task
                     break
-        self._starving = None if found is None else found.group.only(found)
+        if found is not None:
+            self._starving = found.group.only(found)
 
 
 def _by_shape(group: _Group) -> _Shape:
@@ -358,7 +366,7 @@ def _shape(spec: ResourceSpec) -> _Shape:
         -spec.priority,
         -spec.num_nodes,
         -(math.inf if whole else spec.cores or 0),
-        # Some whole nodes may have fewer cores than these.
+        # A node with fewer cores than a task has ranks there is too small for it, although it is whole.
         -spec.ranks_per_node if whole else 0,
         spec.node_packing_count or 0,
         -spec.gpus_on_node,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from types import MappingProxyType
 
 from parsl_balsam.model.resources import ResourceSpec
@@ -20,20 +20,14 @@ _DRIFT_GB = 1e-6
 #: Nodes among which those of a small task are chosen, when it has to wait; more for each of its own.
 _LOOKED_AT = 64
 
-
 #: How many nodes are wholly free, and how many cores at most on one node. Where nodes differ, these may be fewer.
 Room = tuple[int, int]
 
 #: Cores, memory in GB, and GPUs of a node.
 _Kind = tuple[int, float, int]
 
-
-class SetAside(Enum):
-    """Whether a task may have nodes that are set aside."""
-
-    AVOID = "avoid"  # it may not
-    LAST = "last"  # where others do not suffice
-    FIRST = "first"  # rather than others
+#: Free GPUs, level of free memory, and free cores of a node in use.
+_Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +42,36 @@ class Node:
     pin: bool = True  #: whether `cores` are numbers that the operating system knows
 
 
-@dataclass(slots=True)
-class _Need:
-    """What a task takes of each of its nodes."""
+class _Cores(dict[int, int]):
+    """Cores that a task takes on a node, by how many the node has."""
 
-    cores: dict[int, int]  #: by how many the node has
-    gpus: int
-    memory: float  #: GB
+    def __init__(self, spec: ResourceSpec, whole: bool) -> None:
+        self._spec = spec
+        self._whole = whole
+
+    def __missing__(self, node_cores: int) -> int:
+        needed = self._spec.cores_on(node_cores)
+        self[node_cores] = max(needed, node_cores) if self._whole else needed
+        return self[node_cores]
 
 
 @dataclass(frozen=True, slots=True)
+class Need:
+    """What a task needs of the nodes of a block."""
+
+    nodes: int
+    idle_nodes: int  #: that must be wholly free
+    least_cores: int  #: that must be free on every other one
+    cores: _Cores
+    gpus: int  #: on each node
+    memory: float  #: on each node, GB
+
+    def may_fit(self, room: Room) -> bool:
+        """Tell whether it is worth a try where so much is free."""
+        return self.idle_nodes <= room[0] and self.least_cores <= room[1]
+
+
+@dataclass(slots=True)
 class _Held:
     """What a task has of a node."""
 
@@ -79,16 +93,16 @@ class _State:
     held: dict[int, _Held] = field(default_factory=dict)
     ends: list[tuple[float, int]] = field(default_factory=list)  #: when each of these tasks is expected to end, sorted
     pool: _Pool | None = None  #: None when it was given up
-    place: tuple[int, int] | None = None  #: in its pool; None among those that are wholly free
+    place: _Place | None = None  #: in its pool; None among those that are wholly free
 
 
 class _Pool:
-    """Nodes: those that are wholly free, and the others by how many GPUs and cores are free on them."""
+    """Nodes: those that are wholly free, and the others by how many GPUs, how much memory and how many cores are."""
 
     def __init__(self) -> None:
         self.idle: dict[str, _State] = {}
-        self._partly: defaultdict[tuple[int, int], dict[str, _State]] = defaultdict(dict)
-        self._masks: list[int] = [0]  # by free GPUs: has the bit n where some node has n free cores besides
+        self._partly: defaultdict[_Place, dict[str, _State]] = defaultdict(dict)
+        self._masks: defaultdict[tuple[int, int], int] = defaultdict(int)  # has the bit n for n free cores besides
 
     def put(self, state: _State) -> None:
         """Take a node in."""
@@ -97,10 +111,8 @@ class _Pool:
             state.place = None
             self.idle[state.node.name] = state
             return
-        gpus, cores = state.place = len(state.gpus), len(state.cores)
-        while gpus >= len(self._masks):
-            self._masks.append(0)
-        self._masks[gpus] |= 1 << cores
+        gpus, level, cores = state.place = len(state.gpus), _level(state.memory + _DRIFT_GB), len(state.cores)
+        self._masks[gpus, level] |= 1 << cores
         self._partly[state.place][state.node.name] = state
 
     def drop(self, state: _State) -> None:
@@ -111,34 +123,39 @@ class _Pool:
         bucket = self._partly[state.place]
         del bucket[state.node.name]
         if not bucket:
-            gpus, cores = state.place
-            self._masks[gpus] &= ~(1 << cores)
+            gpus, level, cores = state.place
+            self._masks[gpus, level] ^= 1 << cores
+            if not self._masks[gpus, level]:
+                del self._masks[gpus, level]
 
     @property
     def most_free(self) -> int:
         """Free cores of the node that has most, of those in use."""
-        return max(map(int.bit_length, self._masks)) - 1
+        return max(map(int.bit_length, self._masks.values()), default=1) - 1
 
-    def partly_free(self, gpus: int, cores: int) -> Iterator[_State]:
-        """Return nodes in use with so many free GPUs and cores at least, those with the fewest first."""
-        for free_gpus in range(gpus, len(self._masks)):
-            mask = self._masks[free_gpus] >> cores
+    def partly_free(self, need: Need) -> Iterator[_State]:
+        """Return nodes in use that may have what a task needs, those with the least first."""
+        cores, level = need.least_cores, _level(need.memory)
+        for free_gpus, free_level in sorted(self._masks):
+            if free_gpus < need.gpus or free_level < level:
+                continue
+            mask = self._masks[free_gpus, free_level] >> cores
             free_cores = cores - 1
             while mask:
                 step = (mask & -mask).bit_length()
                 free_cores += step
                 mask >>= step
-                yield from self._partly[free_gpus, free_cores].values()
+                yield from self._partly[free_gpus, free_level, free_cores].values()
 
     def freest(self) -> Iterator[_State]:
-        """Return all nodes, those with the most free GPUs and cores first."""
+        """Return all nodes, those with the most first."""
         yield from self.idle.values()
-        for free_gpus in reversed(range(len(self._masks))):
-            mask = self._masks[free_gpus]
+        for gpus, level in sorted(self._masks, reverse=True):
+            mask = self._masks[gpus, level]
             while mask:
                 free_cores = mask.bit_length() - 1
                 mask ^= 1 << free_cores
-                yield from self._partly[free_gpus, free_cores].values()
+                yield from self._partly[gpus, level, free_cores].values()
 
 
 class Space:
@@ -160,11 +177,6 @@ class Space:
         self._present: dict[_Kind, int] = {}
         self._open = _Pool()
         self._aside = _Pool()
-        self._pools = {
-            SetAside.AVOID: (self._open,),
-            SetAside.LAST: (self._open, self._aside),
-            SetAside.FIRST: (self._aside, self._open),
-        }
         self._placements: dict[int, list[_State]] = {}
         self._freed: dict[str, None] = {}
         self.free_cores = 0  #: on all nodes together
@@ -242,8 +254,24 @@ class Space:
         """Tell why a task could not run even if all nodes that are present were free; None if it could."""
         return self._lacking(spec, self._present)
 
+    def suffices(self, need: Need) -> bool:
+        """Tell whether a task could run if all nodes that are present were free."""
+        return need.nodes <= sum([count for kind, count in self._present.items() if _able(kind, need)])
+
+    def need(self, spec: ResourceSpec) -> Need:
+        """Return what a task needs, as the other methods take it."""
+        whole = self._whole_nodes or (spec.cores is None and spec.node_packing_count is None)
+        return Need(
+            nodes=spec.num_nodes,
+            idle_nodes=spec.num_nodes if whole else 0,
+            least_cores=0 if whole else spec.cores or 1,
+            cores=_Cores(spec, self._whole_nodes),
+            gpus=spec.gpus_on_node,
+            memory=spec.memory_gb or 0.0,
+        )
+
     def take(
-        self, task_id: int, spec: ResourceSpec, until: float | None = None, *, aside: SetAside = SetAside.LAST
+        self, task_id: int, need: Need, until: float | None = None, *, aside: bool = True
     ) -> tuple[Share, ...] | None:
         """Give a task its share of one node or several, in the order of their addition; None if it does not fit now.
 
@@ -253,9 +281,10 @@ class Space:
         ----------
         until
             When it is expected to end; None = not known.
+        aside
+            Whether it may have nodes that are set aside, if others do not suffice.
         """
-        need = self._need(spec)
-        chosen = self._find(spec, need, self._pools[aside])
+        chosen = self._find(need, (self._open, self._aside) if aside else (self._open,))
         if chosen is None:
             return None
         end = math.inf if until is None else until
@@ -289,31 +318,30 @@ class Space:
         self._freed.clear()
         return names
 
-    def fits(self, name: str, spec: ResourceSpec) -> bool:
+    def fits(self, name: str, need: Need) -> bool:
         """Tell whether a task's share of one node is free on a node."""
-        return _fits(self._states[name], self._need(spec))
+        return _fits(self._states[name], need)
 
-    def ready_at(self, name: str, spec: ResourceSpec, now: float) -> float:
+    def ready_at(self, name: str, need: Need, now: float) -> float:
         """Return when a task's share of one node will be free on a node: now, later, or infinity if nobody knows."""
-        return _ready_at(self._states[name], self._need(spec), now)
+        return _ready_at(self._states[name], need, now)
 
-    def soonest(self, spec: ResourceSpec, now: float) -> dict[str, float]:
+    def soonest(self, need: Need, now: float) -> dict[str, float]:
         """Return nodes for a task that does not fit now, as it can start on them soonest, and when each will be ready.
 
         Of those that will be ready when the last is, the last ones are taken: the others are free for other tasks until
         then. In large blocks only the nodes that have most to give are looked at.
         """
-        kinds = {kind for kind in self._present if self._able(kind, spec)}
-        able = (state for pool in self._pools[SetAside.LAST] for state in pool.freest() if state.kind in kinds)
-        looked_at = itertools.islice(able, _LOOKED_AT + 4 * spec.num_nodes)
-        need = self._need(spec)
+        kinds = {kind for kind in self._present if _able(kind, need)}
+        able = (state for pool in (self._aside, self._open) for state in pool.freest() if state.kind in kinds)
+        looked_at = itertools.islice(able, _LOOKED_AT + 4 * need.nodes)
         times = [(_ready_at(state, need, now), number, state) for number, state in enumerate(looked_at)]
         times.sort()
-        count = spec.num_nodes
+        count = need.nodes
         start = times[count - 1][0]
         while start < math.inf and count < len(times) and times[count][0] == start:
             count += 1
-        return {state.node.name: time for time, _, state in times[count - spec.num_nodes : count]}
+        return {state.node.name: time for time, _, state in times[count - need.nodes : count]}
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Keep nodes from tasks that are not given nodes set aside."""
@@ -325,15 +353,6 @@ class Space:
         for name in names:
             if name in self._states:
                 self._move(name, self._open)
-
-    def cores_on(self, spec: ResourceSpec, node_cores: int) -> int:
-        """Return the cores that a task takes on each of its nodes, if they have so many."""
-        needed = spec.cores_on(node_cores)
-        return max(needed, node_cores) if self._whole_nodes else needed
-
-    def takes_whole_nodes(self, spec: ResourceSpec) -> bool:
-        """Tell whether a task needs nodes that are wholly free."""
-        return self._whole_nodes or (spec.cores is None and spec.node_packing_count is None)
 
     def room(self) -> tuple[Room, Room]:
         """Return what is free at most: on all nodes, and on those that are not set aside."""
@@ -353,53 +372,44 @@ class Space:
         count = sum(kinds.values())
         if spec.num_nodes > count:
             return f"it needs {spec.num_nodes} node{'s' * (spec.num_nodes > 1)}, and this block has {count}"
-        if spec.num_nodes <= sum(count for kind, count in kinds.items() if self._able(kind, spec)):
+        need = self.need(spec)
+        if need.nodes <= sum(count for kind, count in kinds.items() if _able(kind, need)):
             return None
-        largest = max(kinds)
-        if self.cores_on(spec, largest[0]) > largest[0]:
-            return f"it needs {self.cores_on(spec, largest[0])} cores on a node, and this block has {largest[0]} on one"
+        largest = max(kinds)[0]
+        if need.cores[largest] > largest:
+            return f"it needs {need.cores[largest]} cores on a node, and this block has {largest} on one"
         gpus = max(gpus for _, _, gpus in kinds)
-        if spec.gpus_on_node > gpus:
-            return f"it needs {spec.gpus_on_node} GPUs on a node, and this block has {gpus} on one"
+        if need.gpus > gpus:
+            return f"it needs {need.gpus} GPUs on a node, and this block has {gpus} on one"
         memory = max(memory for _, memory, _ in kinds)
-        if (spec.memory_gb or 0.0) > memory:
-            return f"it needs {spec.memory_gb:g} GB on a node, and this block has {memory:.1f} on one"
-        return f"it needs {spec.num_nodes} nodes that are large enough, and this block has fewer"
+        if need.memory > memory:
+            return f"it needs {need.memory:g} GB on a node, and this block has {memory:.1f} on one"
+        return f"it needs {need.nodes} nodes that are large enough, and this block has fewer"
 
-    def _need(self, spec: ResourceSpec) -> _Need:
-        cores = {cores: self.cores_on(spec, cores) for cores, _, _ in self._present}
-        return _Need(cores, spec.gpus_on_node, spec.memory_gb or 0.0)
-
-    def _able(self, kind: _Kind, spec: ResourceSpec) -> bool:
-        """Tell whether a node with so many cores, memory and GPUs can take a task's share of one node."""
-        cores, memory, gpus = kind
-        return self.cores_on(spec, cores) <= cores and spec.gpus_on_node <= gpus and (spec.memory_gb or 0.0) <= memory
-
-    def _find(self, spec: ResourceSpec, need: _Need, pools: tuple[_Pool, ...]) -> list[_State] | None:
+    def _find(self, need: Need, pools: tuple[_Pool, ...]) -> list[_State] | None:
         candidates: list[Iterable[_State]] = [pool.idle.values() for pool in pools]
-        if self.takes_whole_nodes(spec):
-            if sum(len(pool.idle) for pool in pools) < spec.num_nodes:
+        if need.idle_nodes:
+            if sum(len(pool.idle) for pool in pools) < need.nodes:
                 return None
         else:
-            least = min(need.cores.values(), default=0)
-            if self.free_cores < spec.num_nodes * least:
+            if self.free_cores < need.nodes * need.least_cores:
                 return None
-            candidates[:0] = [pool.partly_free(need.gpus, least) for pool in pools]
+            candidates[:0] = [pool.partly_free(need) for pool in pools]
         found: list[_State] = []
         for state in itertools.chain.from_iterable(candidates):
             if _fits(state, need):
                 found.append(state)
-                if len(found) == spec.num_nodes:
+                if len(found) == need.nodes:
                     found.sort(key=lambda state: state.order)
                     return found
         return None
 
-    def _give(self, task_id: int, state: _State, need: _Need, until: float) -> Share:
+    def _give(self, task_id: int, state: _State, need: Need, until: float) -> Share:
         pool = state.pool
         assert pool is not None
         pool.drop(state)
         count = need.cores[state.kind[0]]
-        cores = tuple(state.cores[:count])
+        cores = tuple(state.cores[:count]) if count < state.kind[0] else state.node.cores
         del state.cores[:count]
         gpus = tuple(state.gpus[: need.gpus])
         if gpus:
@@ -413,7 +423,13 @@ class Space:
         return share
 
 
-def _fits(state: _State, need: _Need) -> bool:
+def _able(kind: _Kind, need: Need) -> bool:
+    """Tell whether a node with so many cores, memory and GPUs can take a task's share of one node."""
+    cores, memory, gpus = kind
+    return need.cores[cores] <= cores and need.gpus <= gpus and need.memory <= memory
+
+
+def _fits(state: _State, need: Need) -> bool:
     return (
         need.cores[state.kind[0]] <= len(state.cores)
         and need.gpus <= len(state.gpus)
@@ -421,7 +437,14 @@ def _fits(state: _State, need: _Need) -> bool:
     )
 
 
-def _ready_at(state: _State, need: _Need, now: float) -> float:
+def _level(memory: float) -> int:
+    """Return a coarse measure of memory in GB, in eighths of an octave."""
+    if 0.0 < memory < math.inf:
+        return math.floor(8 * math.log2(memory))
+    return sys.maxsize if memory > 0 else -sys.maxsize
+
+
+def _ready_at(state: _State, need: Need, now: float) -> float:
     if _fits(state, need):
         return now
     needed = need.cores[state.kind[0]]
