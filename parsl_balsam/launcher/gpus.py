@@ -57,10 +57,10 @@ def write_table(by_host: Mapping[str, Sequence[str]]) -> str:
     return " ".join(f"{host}={','.join(gpus)}" for host, gpus in by_host.items())
 
 
-def read_table(table: str, hosts: Iterable[str]) -> tuple[str, ...]:
-    """Return the GPUs on the node that has one of these names, from what `write_table` wrote."""
-    rows = dict(row.split("=", 1) for row in table.split())
-    for host in ("*", *hosts):
-        if host in rows:
-            return tuple(filter(None, rows[host].split(",")))
+def read_table(table: str, host: str) -> tuple[str, ...]:
+    """Return the GPUs of a task on one host, from what `write_table` wrote. Its domain does not matter."""
+    for row in table.split():
+        name, _, gpus = row.partition("=")
+        if name == "*" or name.partition(".")[0] == host.partition(".")[0]:
+            return tuple(filter(None, gpus.split(",")))
     return ()

@@ -40,7 +40,8 @@ def ranks_of(site: MpiSite, task: ClaimedTask, shares: Sequence[Share], nodes: M
     used = [nodes[share.node] for share in shares]
     threads = spec.cores_per_rank or max(1, min(len(share.cores) for share in shares) // spec.ranks_per_node)
     cores = {share.cores for share in shares}
-    pinned = len(cores) == 1 and all(node.pin for node in used)
+    enough = spec.ranks_per_node * threads <= min(map(len, cores))
+    pinned = len(cores) == 1 and enough and all(node.pin for node in used)
     placement = RankPlacement(
         hosts=tuple(node.host for node in used),
         ranks_per_node=spec.ranks_per_node,
@@ -55,9 +56,10 @@ def ranks_of(site: MpiSite, task: ClaimedTask, shares: Sequence[Share], nodes: M
     # submitted with --export=NONE would pass on nothing.
     variables |= {"SLURM_OVERLAP": "1", "SLURM_EXPORT_ENV": "ALL"}
     if spec.gpus_per_rank:
-        variables["BALSAM_GPUS"] = gpus.write_table(
-            {node.host: share.gpus for node, share in zip(used, shares, strict=True)}
-        )
+        by_host: dict[str, tuple[str, ...]] = {}
+        for node, share in zip(used, shares, strict=True):  # a host may stand for several pretend nodes
+            by_host[node.host] = by_host.get(node.host, ()) + share.gpus
+        variables["BALSAM_GPUS"] = gpus.write_table(by_host)
         variables["BALSAM_GPUS_PER_RANK"] = str(spec.gpus_per_rank)
     return Ranks(
         count=spec.num_ranks,

@@ -2,16 +2,22 @@
 #
 # Stage "launch", in the bash of a parallel task's app: start COMMAND on every rank, unless it does so itself.
 # Stage "rank", on every rank: choose the rank's GPUs.
-# What COMMAND starts finds the user's own BASH_ENV.
+# The MPI launcher, and what COMMAND starts, find the user's own BASH_ENV.
 
-_balsam_stage=$BALSAM_STAGE
-unset BALSAM_STAGE
-if [[ $_balsam_stage == launch ]]; then
+_balsam_stage=$BALSAM_STAGE _balsam_file=$BASH_ENV _balsam_user=$BALSAM_USER_BASH_ENV
+unset BALSAM_STAGE BALSAM_USER_BASH_ENV
+if [[ $_balsam_user ]]; then
+    BASH_ENV=$_balsam_user
+else
+    unset BASH_ENV
+fi
+if [[ $_balsam_stage == launch && ${BASH_EXECUTION_STRING+set} ]]; then
     case $BASH_EXECUTION_STRING in
     *PARSL_MPI_PREFIX* | *PARSL_SRUN_PREFIX* | *PARSL_MPIEXEC_PREFIX* | *PARSL_APRUN_PREFIX*) ;;
     *)
-        export BALSAM_STAGE=rank
-        eval "exec $PARSL_MPI_PREFIX bash -c \"\$BASH_EXECUTION_STRING\""
+        # By env, since the launcher may be a script for bash, which must not take itself for a rank.
+        _balsam_env=(env BALSAM_STAGE=rank "BASH_ENV=$_balsam_file" "BALSAM_USER_BASH_ENV=$_balsam_user")
+        eval "exec $PARSL_MPI_PREFIX \"\${_balsam_env[@]}\" bash -c \"\$BASH_EXECUTION_STRING\""
         ;;
     esac
 elif [[ $_balsam_stage == rank && $BALSAM_GPUS_PER_RANK ]]; then
@@ -22,23 +28,19 @@ elif [[ $_balsam_stage == rank && $BALSAM_GPUS_PER_RANK ]]; then
     else
         read -r _balsam_node </proc/sys/kernel/hostname
     fi
-    for _balsam_row in $BALSAM_GPUS; do
-        case ${_balsam_row%%=*} in
-        '*' | "$_balsam_node" | "${_balsam_node%%.*}")
+    _balsam_mine=()
+    read -r -a _balsam_rows <<<"$BALSAM_GPUS"
+    for _balsam_row in "${_balsam_rows[@]}"; do
+        _balsam_host=${_balsam_row%%=*}
+        if [[ $_balsam_host == '*' || ${_balsam_host%%.*} == "${_balsam_node%%.*}" ]]; then
             IFS=, read -r -a _balsam_gpus <<<"${_balsam_row#*=}"
             _balsam_mine=("${_balsam_gpus[@]:_balsam_rank*BALSAM_GPUS_PER_RANK:BALSAM_GPUS_PER_RANK}")
-            export CUDA_VISIBLE_DEVICES="$(IFS=, && printf %s "${_balsam_mine[*]}")"
-            export ROCR_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES ZE_AFFINITY_MASK=$CUDA_VISIBLE_DEVICES
             break
-            ;;
-        esac
+        fi
     done
+    export CUDA_VISIBLE_DEVICES="$(IFS=, && printf %s "${_balsam_mine[*]}")"
+    export ROCR_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES ZE_AFFINITY_MASK=$CUDA_VISIBLE_DEVICES
 fi
-if [[ $BALSAM_USER_BASH_ENV ]]; then
-    export BASH_ENV=$BALSAM_USER_BASH_ENV
-    unset BALSAM_USER_BASH_ENV
-    [[ ! -r $BASH_ENV ]] || . "$BASH_ENV"
-else
-    unset BASH_ENV
-fi
+[[ $_balsam_stage != rank ]] || exec </dev/null # Hydra gives all ranks but the first one without an end
+[[ ! -r $BASH_ENV ]] || . "$BASH_ENV"
 unset "${!_balsam_@}"

@@ -23,10 +23,13 @@ from parsl_balsam.model.payload import decode, encode
 def main() -> int:
     """Run this rank; return its exit code."""
     directory = Path(sys.argv[1])
-    number = rank_of_environment(os.environ)
+    number = rank_of_environment(os.environ) if os.environ["PARSL_MPI_PREFIX"] else 0
     if number is None:
         print("the MPI launcher has not told this process which rank it is", file=sys.stderr)
         return 1
+    null = os.open(os.devnull, os.O_RDONLY)  # Hydra gives all ranks but the first one without an end
+    os.dup2(null, 0)
+    os.close(null)
     node = _node()
     _choose_gpus(node)
     sys.path[:], body, arguments = read_call(directory)
@@ -55,9 +58,8 @@ def _node() -> str:
 
 def _value(returned: Any) -> Any:
     """Return what the app returned; raise what it raised, which Parsl returns."""
-    from parsl.app.errors import RemoteExceptionWrapper
-
-    if isinstance(returned, RemoteExceptionWrapper):
+    errors = sys.modules.get("parsl.app.errors")  # most of a second to import, and an app of Parsl has done it
+    if errors is not None and isinstance(returned, errors.RemoteExceptionWrapper):
         returned.reraise()
     return returned
 
@@ -66,7 +68,7 @@ def _choose_gpus(node: str) -> None:
     per_rank = os.environ.get("BALSAM_GPUS_PER_RANK")
     if not per_rank:
         return
-    mine = gpus.read_table(os.environ["BALSAM_GPUS"], (node, node.partition(".")[0]))
+    mine = gpus.read_table(os.environ["BALSAM_GPUS"], node)
     local_rank = next((int(os.environ[name]) for name in gpus.LOCAL_RANK if name in os.environ), 0)
     os.environ.update(gpus.variables(gpus.of_rank(mine, int(per_rank), local_rank)))
 

@@ -46,12 +46,12 @@ def enter(ranks: Ranks, own_gpus: Sequence[str], is_bash: bool) -> None:
     environ = {**ranks.variables, MARK: ranks.mark}
     if own_gpus:
         environ |= gpus.variables(own_gpus)
-    if is_bash and launch_of(ranks, is_bash) is Launch.RANKS:
-        environ |= {"BALSAM_STAGE": "launch", "BALSAM_USER_BASH_ENV": os.environ.get("BASH_ENV", "")}
-        environ["BASH_ENV"] = str(_BASH_ENV)
     if words := exporting(MpiStyle(ranks.style), [*environ, "OMP_NUM_THREADS"]):
         for name in ("PARSL_MPI_PREFIX", "PARSL_MPIEXEC_PREFIX"):
             environ[name] += " " + shlex.join(words)
+    if is_bash and launch_of(ranks, is_bash) is Launch.RANKS:
+        environ |= {"BALSAM_STAGE": "launch", "BALSAM_USER_BASH_ENV": os.environ.get("BASH_ENV", "")}
+        environ["BASH_ENV"] = str(_BASH_ENV)
     os.environ.update(environ)
 
 
@@ -115,10 +115,9 @@ class OnEveryRank:
         missing = sorted(set(range(self._ranks.count)) - results.keys())
         if missing:
             shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-            raise RankFailed(
-                f"rank {shown} of {self._ranks.count} ended without a result; "
-                f"{shlex.split(os.environ['PARSL_MPI_PREFIX'])[0]} ended with exit code {exit_code}"
-            )
+            launcher = (shlex.split(os.environ["PARSL_MPI_PREFIX"]) or ["it"])[0]
+            what = f"rank {shown} of {self._ranks.count} ended without a result"
+            raise RankFailed(f"{what}; {launcher} ended with exit code {exit_code}")
 
 
 def _end(launcher: subprocess.Popen[bytes]) -> None:

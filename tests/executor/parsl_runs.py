@@ -24,6 +24,7 @@ from sqlalchemy import Row, create_engine, select
 
 from parsl_balsam import BalsamExecutor
 from parsl_balsam.db.schema import attempts, tasks
+from parsl_balsam.model.shares import Share, read_shares
 
 #: No wait of a test is longer, seconds. None takes nearly as long where the code is right.
 LIMIT_S = 30.0
@@ -59,6 +60,10 @@ class ParslRun:
         """Read the only attempt of a call."""
         (attempt,) = self.attempts(future)
         return attempt
+
+    def shares(self, future: Future[Any]) -> tuple[Share, ...]:
+        """Read the placement of the only attempt of a call."""
+        return read_shares(self.attempt(future).placement)
 
     def state(self, future: Future[Any]) -> str:
         """Read the state of a call's task."""
@@ -150,11 +155,11 @@ def processes(directory: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], what: str = "") -> Any:
-    """Return a condition's value as soon as it is true; fail after `LIMIT_S`."""
-    until = time.monotonic() + LIMIT_S
+def wait_for(condition: Callable[[], Any], what: str = "", limit_s: float = LIMIT_S) -> Any:
+    """Return a condition's value as soon as it is true; fail after a time, in seconds."""
+    until = time.monotonic() + limit_s
     while not (value := condition()):
-        assert time.monotonic() < until, f"waited {LIMIT_S:g} s for {what or condition}"
+        assert time.monotonic() < until, f"waited {limit_s:g} s for {what or condition}"
         time.sleep(0.01)
     return value
 

@@ -51,15 +51,16 @@ def placements(url: str) -> list[Placed]:
     ]
 
 
-def check_placements(url: str, cores_per_node: int) -> list[Placed]:
-    """Check that every attempt had what it asked for, and had it alone; return them."""
+def check_placements(url: str, cores_per_node: int, *, whole_nodes: bool = False) -> list[Placed]:
+    """Check that every attempt had what it asked for, or whole nodes, and had it alone; return them."""
     found = placements(url)
     spans: defaultdict[tuple[int, str, object], list[tuple[float, float, int]]] = defaultdict(list)
     for placed in found:
         nodes = [share.node for share in placed.shares]
         assert len(nodes) == len(set(nodes)) == placed.spec.num_nodes, placed
         for share in placed.shares:
-            assert len(share.cores) == placed.spec.cores_on(cores_per_node), placed
+            cores = cores_per_node if whole_nodes else placed.spec.cores_on(cores_per_node)
+            assert len(share.cores) == cores, placed
             assert len(share.gpus) == placed.spec.gpus_on_node, placed
             for item in (*share.cores, *share.gpus):
                 spans[placed.block_id, share.node, item].append((placed.started_at, placed.ended_at, placed.task_id))

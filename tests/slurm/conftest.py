@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +55,23 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Pa
 
 
 @pytest.fixture
-def slurm_run(
-    cluster: Cluster, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., ParslRun]]:
+def slurm_run(cluster: Cluster, postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., ParslRun]]:
     """Loads Parsl for one test, with blocks from the cluster and a database on PostgreSQL."""
-    for name, value in cluster.environ.items():
-        monkeypatch.setenv(name, value)
-    with ExitStack() as stack:
+    with slurm_runs(cluster, postgres_url, tmp_path) as load:
+        yield load
+
+
+@contextmanager
+def slurm_runs(cluster: Cluster, url: str, directory: Path) -> Iterator[Callable[..., ParslRun]]:
+    """Give what loads Parsl with blocks from the cluster, with the arguments of a BalsamExecutor."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        for name, value in cluster.environ.items():
+            patch.setenv(name, value)
 
         def load(**options: Any) -> ParslRun:
-            defaults = {"database": postgres_url, "address": "127.0.0.1", "provider": provider()}
-            return stack.enter_context(
-                parsl_run(tmp_path, {"strategy_period": 0.5}, alone=False, **{**defaults, **options})
-            )
+            defaults = {"database": url, "address": "127.0.0.1", "provider": provider()}
+            config = {"strategy_period": 0.5}
+            return stack.enter_context(parsl_run(directory, config, alone=False, **{**defaults, **options}))
 
         yield load
 

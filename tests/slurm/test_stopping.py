@@ -39,7 +39,14 @@ def ranks(program: Path) -> list[psutil.Process]:
 
 def helpers(run: ParslRun) -> list[psutil.Process]:
     """Return what MPI libraries have started for tasks of a run besides the ranks."""
-    return [process for process in processes(run.directory) if "BALSAM_RANK_OF" in process.environ()]
+    found = []
+    for process in processes(run.directory):
+        try:
+            if "BALSAM_RANK_OF" in process.environ():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            pass
+    return found
 
 
 @pytest.mark.parametrize("mpi", list(LIBRARY))
