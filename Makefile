@@ -1,21 +1,42 @@
-# Two commands do everything: `make demo` and `make test`. Both install what they need into .venv first.
+# Two commands do everything: `make demo` and `make test`. Both install what they need into .venv first; `make test` also
+# installs Debian packages, where it may.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+# A batch system, two MPI libraries and an MPI program for the tests.
+PACKAGES := slurm-wlm munge mpich openmpi-bin libopenmpi-dev lammps
+
+.PHONY: demo test lint bench clean packages
 
 demo: $(VENV)/.examples
 	$(BIN)/parsl-balsam demo
 
-test: $(VENV)/.test
+test: $(VENV)/.test packages
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# How well tasks are packed: a simulation of up to 4,096 nodes, and four real Slurm nodes on this machine.
+bench: $(VENV)/.test packages
+	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python -m benchmarks.utilisation
+
+# Without root or sudo the tests that need them are skipped, and say what to install.
+packages:
+	@missing=$$(dpkg-query --show --showformat='$${Package} $${db:Status-Status}\n' $(PACKAGES) 2>/dev/null \
+	  | awk 'NF == 2 && $$2 == "installed" { print $$1 }' | sort > $(VENV)/.packages; \
+	  echo $(PACKAGES) | tr ' ' '\n' | sort | comm -23 - $(VENV)/.packages); \
+	if [ -n "$$missing" ]; then \
+	  if [ $$(id -u) = 0 ]; then sudo=; else sudo='sudo -n'; fi; \
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qq -y --no-install-recommends $$missing > /dev/null \
+	  || echo "could not install" $$missing "- some tests will be skipped" >&2; \
+	fi
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { \

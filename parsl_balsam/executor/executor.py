@@ -32,7 +32,7 @@ from parsl_balsam.executor.blocks import BlockBook, write_order
 from parsl_balsam.executor.calls import CallBook, TaskFuture
 from parsl_balsam.executor.completion import Completion
 from parsl_balsam.executor.heartbeat import Heartbeat
-from parsl_balsam.executor.limits import check_launcher, limits_of, walltime_of
+from parsl_balsam.executor.limits import limits_of, take_launcher, walltime_of
 from parsl_balsam.executor.pending import Pending
 from parsl_balsam.executor.scaling import ScalingExecutor
 from parsl_balsam.executor.submission import ReuseCounts, Submission
@@ -158,7 +158,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
                 raise ConfigurationError(f"{name}={value!r} must be greater than zero")
         if gpus_per_node is not None and gpus_per_node < 0:
             raise ConfigurationError(f"gpus_per_node={gpus_per_node!r} must not be negative")
-        check_launcher(self.provider)
+        take_launcher(self.provider)
         self._address = resolve(os.fspath(database))
         if self._address.get_backend_name() == "sqlite" and not isinstance(self.provider, LocalProvider):
             raise ConfigurationError(

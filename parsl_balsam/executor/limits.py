@@ -46,19 +46,25 @@ class Limits:
             )
         if self.cores is not None and (needed := spec.cores_on(self.cores)) > self.cores:
             raise ImpossibleTask(
-                f"ranks_per_node={spec.ranks_per_node} with cores_per_rank={spec.cores_per_rank or 1} needs {needed} "
-                f"cores on a node, which is more than the {self.cores} cores of a node"
+                f"{_asked(spec, 'cores_per_rank')} needs {needed} cores on a node, "
+                f"which is more than the {self.cores} cores of a node"
             )
         if self.gpus is not None and spec.gpus_on_node > self.gpus:
             raise ImpossibleTask(
-                f"ranks_per_node={spec.ranks_per_node} with gpus_per_rank={spec.gpus_per_rank} needs "
-                f"{spec.gpus_on_node} GPUs on a node, which is more than the {self.gpus} that it has; "
+                f"{_asked(spec, 'gpus_per_rank')} needs {spec.gpus_on_node} GPUs on a node, "
+                f"which is more than the {self.gpus} that it has; "
                 "if it has more, set the executor's gpus_per_node"
             )
 
     def weight(self, spec: ResourceSpec) -> int:
         """Return how many one-core slots a call takes on all its nodes."""
         return spec.num_nodes * spec.cores_on(self.cores or 1)
+
+
+def _asked(spec: ResourceSpec, of_rank: str) -> str:
+    """Return what of a specification decides how much a node must have."""
+    asked = {name: getattr(spec, name) for name in ("ranks_per_node", of_rank)}
+    return ", ".join(f"{name}={value}" for name, value in asked.items() if value not in (None, 1)) or of_rank
 
 
 def limits_of(
@@ -86,17 +92,23 @@ def walltime_of(provider: ExecutionProvider) -> float | None:
     return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
-def check_launcher(provider: ExecutionProvider) -> None:
-    """Refuse a provider that would start more than one launcher in a block.
+def take_launcher(provider: ExecutionProvider) -> None:
+    """See to it that a provider starts one launcher of ours in a block: it starts its own agents on the nodes.
+
+    Parsl's `SingleNodeLauncher`, the default of its providers, would start it once for each node, all on the first.
 
     Raises
     ------
     ConfigurationError
-        Its Parsl launcher is made for executors with a process on every node.
+        The provider has a Parsl launcher that starts a process on every node.
     """
     launcher = getattr(provider, "launcher", None)
-    if launcher is not None and not isinstance(launcher, (SimpleLauncher, SingleNodeLauncher)):
+    if launcher is None or isinstance(launcher, SimpleLauncher):
+        return
+    if not isinstance(launcher, SingleNodeLauncher):
         raise ConfigurationError(
             f"{type(provider).__name__}(launcher={type(launcher).__name__}()) would start a launcher on every node; "
             "one on the first is enough, since it starts its own agents: use launcher=SimpleLauncher()"
         )
+    if provider.nodes_per_block > 1:
+        provider.launcher = SimpleLauncher()

@@ -36,8 +36,8 @@ from parsl_balsam.launcher.messages import (
 )
 from parsl_balsam.launcher.mpi import rank_of_environment
 from parsl_balsam.launcher.node import this_node
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, marked, sweep_all
-from parsl_balsam.launcher.space import Node
 from parsl_balsam.launcher.workers import Workers
 from parsl_balsam.model.errors import AllocationError
 from parsl_balsam.model.states import Outcome
@@ -193,7 +193,7 @@ def _looks_terminated(ended: Ended) -> bool:
 
 
 def main() -> None:
-    """Run an agent: ``python -m parsl_balsam.launcher.agent INVITATION [--descriptor FD --name NAME --host HOST]``.
+    """Run an agent: ``python -m parsl_balsam.launcher.agent INVITATION [--descriptor FD --name NAME ...]``.
 
     One on the launcher's own host is told its name, and is connected by a socket that it inherits.
     """
@@ -202,14 +202,16 @@ def main() -> None:
     parser.add_argument("--descriptor", type=int)
     parser.add_argument("--name")
     parser.add_argument("--host")
+    parser.add_argument("--index", type=int)
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the launcher decides; it tells by closing the line
     invitation = Invitation.read(arguments.invitation)
     if arguments.descriptor is None:
         name = host = _own_name(invitation)
+        index = invitation.hosts.index(name)
     else:
-        name, host = arguments.name, arguments.host
+        name, host, index = arguments.name, arguments.host, arguments.index
     _leave_a_guard(invitation, name, arguments.descriptor)
     inherit_orphans()
     _take_environment(invitation)
@@ -224,7 +226,9 @@ def main() -> None:
         line = _connect(invitation, name.encode())
     else:
         line = Channel(socket.socket(fileno=arguments.descriptor))
-    Agent(line, invitation.lease_s).run(this_node(name, host, invitation.cores_per_node, invitation.gpus_per_node))
+    Agent(line, invitation.lease_s).run(
+        this_node(name, host, invitation.cores_per_node, invitation.gpus_per_node, index)
+    )
 
 
 def _own_name(invitation: Invitation) -> str:

@@ -190,6 +190,7 @@ class LocalAgents(Agents):
         ours, theirs = socket.socketpair()
         words = [str(self._invitation), "--descriptor", str(theirs.fileno())]
         words += ["--name", node, "--host", self.nodes[node]]
+        words += ["--index", str(list(self.nodes).index(node))]
         self._processes[node] = subprocess.Popen(
             agent_command(*words),
             pass_fds=[theirs.fileno()],

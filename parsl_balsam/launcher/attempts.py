@@ -91,6 +91,7 @@ class Attempts:
                 task.payload,
                 task.spec.timeout_s,
                 task.stderr,
+                tuple(share.node for share in shares),
                 first.gpus,
                 ranks,
             ),

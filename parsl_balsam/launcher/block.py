@@ -19,8 +19,8 @@ from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.mpi import RankPlacement
 from parsl_balsam.launcher.node import this_node
 from parsl_balsam.launcher.parallel import MpiSite
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.launcher.remote import RemoteAgents
-from parsl_balsam.launcher.space import Node
 from parsl_balsam.model.errors import AllocationError, ConfigurationError
 from parsl_balsam.model.launch import JobMode, LaunchOrder, MpiStyle
 
@@ -150,8 +150,8 @@ def _nodes_without_agents(allocation: Allocation, invitation: Invitation) -> tup
     cores, gpus = invitation.cores_per_node, invitation.gpus_per_node
     return tuple(
         # What the compute nodes have is not seen from here, and tasks take them whole.
-        replace(this_node(name, host, cores, gpus), memory_gb=None, pin=False)
-        for name, host in _names(allocation).items()
+        replace(this_node(name, host, cores, gpus, index), memory_gb=None, pin=False)
+        for index, (name, host) in enumerate(_names(allocation).items())
     )
 
 

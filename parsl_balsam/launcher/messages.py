@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from parsl_balsam.launcher.space import Node
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.resources import Launch
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
@@ -50,6 +50,7 @@ class Start:
     payload: bytes
     timeout_s: float | None
     stderr: str | None  #: the file its stderr is redirected to
+    nodes: tuple[str, ...] = ()  #: of its placement, in order
     gpus: tuple[str, ...] = ()  #: those of this node that it may use
     ranks: Ranks | None = None  #: None for a task of one process
 

@@ -7,11 +7,11 @@ import os
 import psutil
 
 from parsl_balsam.launcher import gpus
-from parsl_balsam.launcher.space import Node
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.errors import AllocationError
 
 
-def this_node(name: str, host: str, cores_per_node: int | None, gpus_per_node: int | None) -> Node:
+def this_node(name: str, host: str, cores_per_node: int | None, gpus_per_node: int | None, index: int = 0) -> Node:
     """Return the node this process runs on.
 
     Parameters
@@ -25,6 +25,8 @@ def this_node(name: str, host: str, cores_per_node: int | None, gpus_per_node: i
         those this process may use.
     gpus_per_node
         How many GPUs to count with. None for those this process may use.
+    index
+        Its place among the nodes of the block.
 
     Raises
     ------
@@ -38,5 +40,5 @@ def this_node(name: str, host: str, cores_per_node: int | None, gpus_per_node: i
     found = gpus.names(os.environ, os.listdir("/dev"), gpus_per_node)
     count = cores_per_node or len(usable)
     if count > len(usable):
-        return Node(name, host, tuple(range(count)), memory_gb, found, pin=False)
-    return Node(name, host, tuple(usable[:count]), memory_gb, found, pin=True)
+        return Node(name, host, tuple(range(count)), memory_gb, found, pin=False, index=index)
+    return Node(name, host, tuple(usable[:count]), memory_gb, found, pin=True, index=index)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from parsl_balsam.launcher import gpus
 from parsl_balsam.launcher.messages import Ranks
 from parsl_balsam.launcher.mpi import RankPlacement, environment
-from parsl_balsam.launcher.space import Node
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.launch import MpiStyle
 from parsl_balsam.model.shares import Share
 from parsl_balsam.model.tasks import ClaimedTask

@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from parsl_balsam.launcher.space import Need, Space
+from parsl_balsam.launcher.pool import Need
+from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import Share
 

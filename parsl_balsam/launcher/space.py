@@ -4,158 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from parsl_balsam.launcher.pool import DRIFT_GB, CoresOn, Held, Kind, Need, Node, NodeState, Pool, Room
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import Share
 
-#: Sums of fractions of a GB may be off by less.
-_DRIFT_GB = 1e-6
-
 #: Nodes among which those of a small task are chosen, when it has to wait; more for each of its own.
 _LOOKED_AT = 64
-
-#: How many nodes are wholly free, and how many cores at most on one node. Where nodes differ, these may be fewer.
-Room = tuple[int, int]
-
-#: Cores, memory in GB, and GPUs of a node.
-_Kind = tuple[int, float, int]
-
-#: Free GPUs, level of free memory, and free cores of a node in use.
-_Place = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node of the block."""
-
-    name: str  #: unique within the block
-    host: str  #: what MPI launchers call it; several pretend nodes may share a host
-    cores: tuple[int, ...]  #: numbers, ascending
-    memory_gb: float | None = None  #: None where it is not known, and not counted
-    gpus: tuple[str, ...] = ()  #: names, as the variables that select GPUs take them
-    pin: bool = True  #: whether `cores` are numbers that the operating system knows
-
-
-class _Cores(dict[int, int]):
-    """Cores that a task takes on a node, by how many the node has."""
-
-    def __init__(self, spec: ResourceSpec, whole: bool) -> None:
-        self._spec = spec
-        self._whole = whole
-
-    def __missing__(self, node_cores: int) -> int:
-        needed = self._spec.cores_on(node_cores)
-        self[node_cores] = max(needed, node_cores) if self._whole else needed
-        return self[node_cores]
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What a task needs of the nodes of a block."""
-
-    nodes: int
-    idle_nodes: int  #: that must be wholly free
-    least_cores: int  #: that must be free on every other one
-    cores: _Cores
-    gpus: int  #: on each node
-    memory: float  #: on each node, GB
-
-    def may_fit(self, room: Room) -> bool:
-        """Tell whether it is worth a try where so much is free."""
-        return self.idle_nodes <= room[0] and self.least_cores <= room[1]
-
-
-@dataclass(slots=True)
-class _Held:
-    """What a task has of a node."""
-
-    share: Share
-    memory: float  #: GB
-    until: float  #: when the task is expected to end; infinite where that is not known
-
-
-@dataclass(slots=True)
-class _State:
-    """A node and what is free on it."""
-
-    node: Node
-    kind: _Kind
-    order: int  #: of addition
-    cores: list[int]
-    gpus: list[str]
-    memory: float  #: GB; infinite where it is not counted
-    held: dict[int, _Held] = field(default_factory=dict)
-    ends: list[tuple[float, int]] = field(default_factory=list)  #: when each of these tasks is expected to end, sorted
-    pool: _Pool | None = None  #: None when it was given up
-    place: _Place | None = None  #: in its pool; None among those that are wholly free
-
-
-class _Pool:
-    """Nodes: those that are wholly free, and the others by how many GPUs, how much memory and how many cores are."""
-
-    def __init__(self) -> None:
-        self.idle: dict[str, _State] = {}
-        self._partly: defaultdict[_Place, dict[str, _State]] = defaultdict(dict)
-        self._masks: defaultdict[tuple[int, int], int] = defaultdict(int)  # has the bit n for n free cores besides
-
-    def put(self, state: _State) -> None:
-        """Take a node in."""
-        state.pool = self
-        if not state.held:
-            state.place = None
-            self.idle[state.node.name] = state
-            return
-        gpus, level, cores = state.place = len(state.gpus), _level(state.memory + _DRIFT_GB), len(state.cores)
-        self._masks[gpus, level] |= 1 << cores
-        self._partly[state.place][state.node.name] = state
-
-    def drop(self, state: _State) -> None:
-        """Take a node out."""
-        if state.place is None:
-            del self.idle[state.node.name]
-            return
-        bucket = self._partly[state.place]
-        del bucket[state.node.name]
-        if not bucket:
-            gpus, level, cores = state.place
-            self._masks[gpus, level] ^= 1 << cores
-            if not self._masks[gpus, level]:
-                del self._masks[gpus, level]
-
-    @property
-    def most_free(self) -> int:
-        """Free cores of the node that has most, of those in use."""
-        return max(map(int.bit_length, self._masks.values()), default=1) - 1
-
-    def partly_free(self, need: Need) -> Iterator[_State]:
-        """Return nodes in use that may have what a task needs, those with the least first."""
-        cores, level = need.least_cores, _level(need.memory)
-        for free_gpus, free_level in sorted(self._masks):
-            if free_gpus < need.gpus or free_level < level:
-                continue
-            mask = self._masks[free_gpus, free_level] >> cores
-            free_cores = cores - 1
-            while mask:
-                step = (mask & -mask).bit_length()
-                free_cores += step
-                mask >>= step
-                yield from self._partly[free_gpus, free_level, free_cores].values()
-
-    def freest(self) -> Iterator[_State]:
-        """Return all nodes, those with the most first."""
-        yield from self.idle.values()
-        for gpus, level in sorted(self._masks, reverse=True):
-            mask = self._masks[gpus, level]
-            while mask:
-                free_cores = mask.bit_length() - 1
-                mask ^= 1 << free_cores
-                yield from self._partly[gpus, level, free_cores].values()
 
 
 class Space:
@@ -169,15 +27,15 @@ class Space:
 
     def __init__(self, whole_nodes: bool = False) -> None:
         self._whole_nodes = whole_nodes
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, NodeState] = {}
         self._nodes: dict[str, Node] = {}
         self._orders = itertools.count()
         self._known: set[str] = set()  # names of all nodes that there ever were
-        self._kinds: dict[_Kind, int] = {}  # of how many nodes that there ever were
-        self._present: dict[_Kind, int] = {}
-        self._open = _Pool()
-        self._aside = _Pool()
-        self._placements: dict[int, list[_State]] = {}
+        self._kinds: dict[Kind, int] = {}  # of how many nodes that there ever were
+        self._present: dict[Kind, int] = {}
+        self._open = Pool()
+        self._aside = Pool()
+        self._placements: dict[int, list[NodeState]] = {}
         self._freed: dict[str, None] = {}
         self.free_cores = 0  #: on all nodes together
         self.total_cores = 0
@@ -218,7 +76,7 @@ class Space:
     def add(self, node: Node) -> None:
         """Take in a node, all of it free."""
         kind = (len(node.cores), math.inf if node.memory_gb is None else node.memory_gb, len(node.gpus))
-        state = _State(node, kind, next(self._orders), list(node.cores), list(node.gpus), kind[1])
+        state = NodeState(node, kind, (node.index, next(self._orders)), list(node.cores), list(node.gpus), kind[1])
         self._states[node.name] = state
         self._nodes[node.name] = node
         self._present[kind] = self._present.get(kind, 0) + 1
@@ -265,7 +123,7 @@ class Space:
             nodes=spec.num_nodes,
             idle_nodes=spec.num_nodes if whole else 0,
             least_cores=0 if whole else spec.cores or 1,
-            cores=_Cores(spec, self._whole_nodes),
+            cores=CoresOn(spec, self._whole_nodes),
             gpus=spec.gpus_on_node,
             memory=spec.memory_gb or 0.0,
         )
@@ -362,13 +220,13 @@ class Space:
         cores = largest if idle else cores
         return (idle + idle_aside, max(cores, largest if idle_aside else cores_aside)), (idle, cores)
 
-    def _move(self, name: str, pool: _Pool) -> None:
+    def _move(self, name: str, pool: Pool) -> None:
         state = self._states[name]
         if state.pool is not None and state.pool is not pool:
             state.pool.drop(state)
             pool.put(state)
 
-    def _lacking(self, spec: ResourceSpec, kinds: Mapping[_Kind, int]) -> str | None:
+    def _lacking(self, spec: ResourceSpec, kinds: Mapping[Kind, int]) -> str | None:
         count = sum(kinds.values())
         if spec.num_nodes > count:
             return f"it needs {spec.num_nodes} node{'s' * (spec.num_nodes > 1)}, and this block has {count}"
@@ -386,8 +244,8 @@ class Space:
             return f"it needs {need.memory:g} GB on a node, and this block has {memory:.1f} on one"
         return f"it needs {need.nodes} nodes that are large enough, and this block has fewer"
 
-    def _find(self, need: Need, pools: tuple[_Pool, ...]) -> list[_State] | None:
-        candidates: list[Iterable[_State]] = [pool.idle.values() for pool in pools]
+    def _find(self, need: Need, pools: tuple[Pool, ...]) -> list[NodeState] | None:
+        candidates: list[Iterable[NodeState]] = [pool.idle.values() for pool in pools]
         if need.idle_nodes:
             if sum(len(pool.idle) for pool in pools) < need.nodes:
                 return None
@@ -395,7 +253,7 @@ class Space:
             if self.free_cores < need.nodes * need.least_cores:
                 return None
             candidates[:0] = [pool.partly_free(need) for pool in pools]
-        found: list[_State] = []
+        found: list[NodeState] = []
         for state in itertools.chain.from_iterable(candidates):
             if _fits(state, need):
                 found.append(state)
@@ -404,7 +262,7 @@ class Space:
                     return found
         return None
 
-    def _give(self, task_id: int, state: _State, need: Need, until: float) -> Share:
+    def _give(self, task_id: int, state: NodeState, need: Need, until: float) -> Share:
         pool = state.pool
         assert pool is not None
         pool.drop(state)
@@ -416,35 +274,28 @@ class Space:
             del state.gpus[: need.gpus]
         state.memory -= need.memory
         share = Share(state.node.name, cores, gpus)
-        state.held[task_id] = _Held(share, need.memory, until)
+        state.held[task_id] = Held(share, need.memory, until)
         insort(state.ends, (until, task_id))
         self.free_cores -= count
         pool.put(state)
         return share
 
 
-def _able(kind: _Kind, need: Need) -> bool:
+def _able(kind: Kind, need: Need) -> bool:
     """Tell whether a node with so many cores, memory and GPUs can take a task's share of one node."""
     cores, memory, gpus = kind
     return need.cores[cores] <= cores and need.gpus <= gpus and need.memory <= memory
 
 
-def _fits(state: _State, need: Need) -> bool:
+def _fits(state: NodeState, need: Need) -> bool:
     return (
         need.cores[state.kind[0]] <= len(state.cores)
         and need.gpus <= len(state.gpus)
-        and need.memory <= state.memory + _DRIFT_GB
+        and need.memory <= state.memory + DRIFT_GB
     )
 
 
-def _level(memory: float) -> int:
-    """Return a coarse measure of memory in GB, in eighths of an octave."""
-    if 0.0 < memory < math.inf:
-        return math.floor(8 * math.log2(memory))
-    return sys.maxsize if memory > 0 else -sys.maxsize
-
-
-def _ready_at(state: _State, need: Need, now: float) -> float:
+def _ready_at(state: NodeState, need: Need, now: float) -> float:
     if _fits(state, need):
         return now
     needed = need.cores[state.kind[0]]
@@ -457,6 +308,6 @@ def _ready_at(state: _State, need: Need, now: float) -> float:
         cores += len(held.share.cores)
         gpus += len(held.share.gpus)
         memory += held.memory
-        if needed <= cores and need.gpus <= gpus and need.memory <= memory + _DRIFT_GB:
+        if needed <= cores and need.gpus <= gpus and need.memory <= memory + DRIFT_GB:
             return end
     return math.inf

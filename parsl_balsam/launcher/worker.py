@@ -53,7 +53,8 @@ class _Worker:
         self._functions = RecentlyUsed()
         self._environ = os.environb.copy()
         # What `_enter` sets anew for every task, unless the batch job has set it for all of them.
-        self._own = {b"BALSAM_TASK_ID", b"BALSAM_ATTEMPT", b"OMP_NUM_THREADS"} - self._environ.keys()
+        own = {b"BALSAM_TASK_ID", b"BALSAM_ATTEMPT", b"BALSAM_NODES", b"OMP_NUM_THREADS"}
+        self._own = own - self._environ.keys()
         self._directory = os.getcwd()
         self._cores: tuple[int, ...] = ()
         self._meter = Meter()
@@ -83,6 +84,7 @@ class _Worker:
                     pass
         os.environ["BALSAM_TASK_ID"] = str(start.task_id)
         os.environ["BALSAM_ATTEMPT"] = str(start.number)
+        os.environ["BALSAM_NODES"] = ",".join(start.nodes)
         if b"OMP_NUM_THREADS" in self._own:
             threads = start.ranks.threads if start.ranks else len(start.cores)
             os.environ["OMP_NUM_THREADS"] = str(max(1, threads))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,10 @@ def test_daemons_left_behind_are_killed(run: ParslRun, tmp_path: Path) -> None:
 def test_task_knows_itself(run: ParslRun, tmp_path: Path) -> None:
     call = who_am_i()
     assert (call.result().task_id, call.result().attempt) == (run.task_id(call), 1)
-    program = shell("echo $BALSAM_TASK_ID $BALSAM_ATTEMPT", stdout=str(tmp_path / "out"))
+    assert call.result().nodes == (platform.node(),)
+    program = shell("echo $BALSAM_TASK_ID $BALSAM_ATTEMPT $BALSAM_NODES", stdout=str(tmp_path / "out"))
     program.result()
-    assert (tmp_path / "out").read_text() == f"{run.task_id(program)} 1\n"
+    assert (tmp_path / "out").read_text() == f"{run.task_id(program)} 1 {platform.node()}\n"
     assert parsl_balsam.current_task() is None
 
 

@@ -86,7 +86,7 @@ def test_wrong_specification_is_refused_with_advice(run: ParslRun, tmp_path: Pat
     [
         ({"cores_per_rank": CORES + 1}, f"cores_per_rank=5 needs 5 cores on a node, .* more than the {CORES} cores"),
         ({"num_nodes": 2}, "num_nodes=2 is more than the 1 nodes of a block"),
-        ({"ranks_per_node": CORES + 1}, "ranks_per_node=5 with cores_per_rank=1 needs 5 cores"),
+        ({"ranks_per_node": CORES + 1}, "ranks_per_node=5 needs 5 cores"),
         ({"gpus_per_rank": 1}, "it needs 1 GPUs on a node, and this block has 0"),
         ({"memory_gb": 10**6}, "it needs 1e\\+06 GB on a node"),
     ],

@@ -56,3 +56,11 @@ def rank_and_node(seconds: float = 0.0, parsl_resource_specification: Any = None
 
     time.sleep(seconds)
     return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), os.environ["SLURMD_NODENAME"]
+
+
+@python_app
+def sleep(seconds: float, parsl_resource_specification: Any = None) -> None:
+    """Take a known time, and hardly any processor."""
+    import time
+
+    time.sleep(seconds)

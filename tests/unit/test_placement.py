@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_balsam.launcher.placement import PATIENCE_S, STARVING_S, Queue
-from parsl_balsam.launcher.space import Node, Space
+from parsl_balsam.launcher.pool import Node
+from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import Share
 
