@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from parsl.providers import LocalProvider
 
 from parsl_balsam.model.errors import ImpossibleTask
 from tests.executor.parsl_runs import ParslRun, parsl_run
+from tests.requirements import require
 from tests.slurm.checker import check_placements
 
 CORES = 2
@@ -65,8 +65,8 @@ def test_gpus_are_given_exactly(run: ParslRun) -> None:
     check_placements(run.database, CORES)
 
 
-@pytest.mark.skipif(shutil.which("mpiexec.mpich") is None, reason="apt-get install -y mpich")
 def test_ranks_of_a_command_and_their_gpus(run: ParslRun, tmp_path: Path) -> None:
+    require(["mpiexec.mpich"], "mpich")
     output = tmp_path / "output"
     spec = {"num_nodes": 2, "ranks_per_node": 2, "cores_per_rank": 1}
     command("echo $PMI_RANK of $PMI_SIZE", stdout=str(output), parsl_resource_specification=spec).result()

@@ -28,10 +28,10 @@ PATIENCE_S = 60.0
 
 #: What a cluster needs on the PATH, and how to get it.
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol")
-INSTALL = "apt-get install -y slurm-wlm munge"
+PACKAGES = "slurm-wlm munge"
 
 #: Slurm's daemons are where the PATH of a normal user often does not go.
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
 #: What MPI libraries must know of nodes that are one host. Open MPI names the memory its ranks share after the host and
 #: the rank's number on its node, so two nodes would take each other's; binds the first rank of every node to the first
@@ -125,7 +125,7 @@ class Cluster:
         # By a variable of ours tests find, and end, the processes of a run: the cluster's daemons are none of them.
         others = ("SLURM_", "SLURMD_", "BALSAM_")
         own = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-        return {**own, **_MPI, "PATH": _PATH, "SLURM_CONF": str(self._directory / "slurm.conf")}
+        return {**own, **_MPI, "PATH": PATH, "SLURM_CONF": str(self._directory / "slurm.conf")}
 
     @property
     def _directory(self) -> Path:
@@ -324,11 +324,6 @@ def until(condition: Callable[[], object], otherwise: Callable[[], str] = lambda
     while not condition():
         assert time.monotonic() < deadline, otherwise()
         time.sleep(0.02)
-
-
-def missing_programs(names: Iterable[str] = PROGRAMS) -> list[str]:
-    """Return those programs that are not installed."""
-    return [name for name in names if shutil.which(name, path=_PATH) is None]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.executor.parsl_runs import ParslRun, parsl_run
-from tests.slurm.cluster import INSTALL, PROGRAMS, Cluster, missing_programs
+from tests.requirements import require
+from tests.slurm.cluster import PACKAGES, PATH, PROGRAMS, Cluster
 from tests.slurm.ensembles import provider
 
 #: MPI libraries that programs are compiled for: how their commands end.
@@ -22,7 +22,7 @@ MPI_LIBRARIES = ("mpich", "openmpi")
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running cluster that all tests share; without Slurm the test is skipped, or fails under CI=true."""
-    _require(PROGRAMS, INSTALL)
+    require(PROGRAMS, PACKAGES, PATH)
     with Cluster() as running:
         yield running
 
@@ -40,10 +40,8 @@ def clean_queue(cluster: Cluster) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
     """Paths of the MPI programs in ``programs``, by library and by name: ``programs["mpich"]["where"]``."""
-    _require(
-        [f"{command}.{library}" for library in MPI_LIBRARIES for command in ("mpicc", "mpiexec")],
-        "apt-get install -y mpich openmpi-bin libopenmpi-dev",
-    )
+    needed = [f"{command}.{library}" for library in MPI_LIBRARIES for command in ("mpicc", "mpiexec")]
+    require(needed, "mpich openmpi-bin libopenmpi-dev")
     compiled: dict[str, dict[str, Path]] = {}
     for library in MPI_LIBRARIES:
         directory = tmp_path_factory.mktemp(library)
@@ -74,11 +72,3 @@ def slurm_runs(cluster: Cluster, url: str, directory: Path) -> Iterator[Callable
             return stack.enter_context(parsl_run(directory, config, alone=False, **{**defaults, **options}))
 
         yield load
-
-
-def _require(names: tuple[str, ...] | list[str], install: str) -> None:
-    if missing := missing_programs(names):
-        reason = f"{', '.join(missing)} not found: {install}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)

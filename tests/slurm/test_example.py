@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import pytest
 from parsl_balsam.db.connect import open_database
 from parsl_balsam.db.history import list_tasks, read_task
 from parsl_balsam.model.states import Outcome, TaskState
-from tests.slurm.cluster import Cluster, missing_programs, until
+from tests.requirements import require
+from tests.slurm.cluster import Cluster, until
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "mpi_ensemble.py"
 
@@ -41,11 +41,7 @@ Start = Callable[[], "subprocess.Popen[str]"]
 @pytest.fixture
 def start(cluster: Cluster, postgres_url: str, tmp_path: Path) -> Iterator[Start]:
     """Starts the example. What is left of it after the test is killed."""
-    if missing := missing_programs(("lmp", "mpiexec.openmpi")):
-        reason = f"{', '.join(missing)} not found: apt-get install -y lammps openmpi-bin"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require(("lmp", "mpiexec.openmpi"), "lammps openmpi-bin")
     started: list[subprocess.Popen[str]] = []
 
     def run() -> subprocess.Popen[str]:
