@@ -42,10 +42,12 @@ class Demand:
         self._asked: tuple[float, ...] = ()  # the room for which it had nothing
         self._room: tuple[float, ...] = ()  # for which it was asked last
         self._turn_at = 0.0
-        self._turn_nodes = 0
+        self._turn_nodes = 0  # the size whose turn it was last
+        self._turning = False
         self._rate = 0.0  # ends a second, lately
         self._rate_since = 0.0
         self._rate_count = 0
+        self._asked_for_any = False  # also for what there is no room for
         self._unserved: tuple[float, str] | None = None
 
     def renew(self) -> None:
@@ -93,6 +95,7 @@ class Demand:
         if len(space.nodes) > 1 and now >= self._turn_at and busy:
             self._turn_at = now + _TURN_S
             wishes.append(self._turn(time_left))
+        self._asked_for_any = not busy
         if not busy:
             wishes.append(replace(self._any(len(space.nodes), time_left), fallback=True))
         elif renewing and self._queue.reserved is None:
@@ -107,9 +110,13 @@ class Demand:
             # What was too large for what was left may fit when more is left; what was not there may not.
             self._asked = self._room if exchange.more else (math.inf, *self._room[1:])
             self._room = ()
-        if exchange.unserved is None:
-            if exchange.claimed:
-                self._unserved = None
+        if self._turning:
+            self._turning = False
+            sizes = [task.spec.num_nodes for task in exchange.claimed if task.spec.num_nodes <= self._turn_nodes]
+            self._turn_nodes = min(sizes, default=1)  # the next turn is for smaller ones, or begins anew
+        if exchange.claimed or not self._asked_for_any:
+            self._unserved = None
+        if exchange.unserved is None or not self._asked_for_any:
             return
         since = now if self._unserved is None else self._unserved[0]
         task, nodes = exchange.unserved, len(self._space.nodes)
@@ -137,6 +144,7 @@ class Demand:
     def _turn(self, time_left: float | None) -> Wish:
         """Return the wish for a task of the next size: in the database's order the largest would always be first."""
         self._turn_nodes = self._turn_nodes - 1 if self._turn_nodes > 1 else len(self._space.nodes)
+        self._turning = True
         return self._any(self._turn_nodes, time_left, STARVING_S)
 
     def _wish(

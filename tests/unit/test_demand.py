@@ -1,0 +1,138 @@
+"""What a launcher asks for: what it has room for, what it must make room for, and not again what is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from parsl_balsam.db.claims import Exchange
+from parsl_balsam.launcher.demand import Demand
+from parsl_balsam.launcher.placement import Queue
+from parsl_balsam.launcher.pool import Node
+from parsl_balsam.launcher.space import Space
+from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.tasks import ClaimedTask, Unserved, Wish
+
+
+class Block:
+    """A launcher's idea of its block, without a launcher."""
+
+    def __init__(self, nodes: int = 4, cores: int = 4) -> None:
+        self.space = Space()
+        for number in range(nodes):
+            self.space.add(Node(f"n{number}", f"n{number}", tuple(range(cores))))
+        self.queue = Queue(self.space)
+        self.demand = Demand(self.space, self.queue, parallel=True)
+
+    def wishes(self, now: float = 0.0, *, renewing: bool = False, busy: bool = False, largest: int = 0) -> list[Wish]:
+        return self.demand.wishes(now, None, renewing, busy, largest)
+
+    def learn(self, *nodes: int, more: bool = False, unserved: Unserved | None = None, now: float = 0.0) -> None:
+        claimed = [
+            ClaimedTask(number, 1, 1, "app", b"", b"", ResourceSpec(num_nodes=count), None)
+            for number, count in enumerate(nodes)
+        ]
+        self.demand.learn(Exchange(claimed, [], None, False, 0.0, more, unserved), now)
+
+    def occupy(self, nodes: int) -> None:
+        for number in range(nodes):
+            assert self.space.take(100 + number, self.space.need(ResourceSpec(cores_per_rank=4)))
+
+
+@pytest.fixture
+def block() -> Block:
+    return Block()
+
+
+def test_idle_block_asks_for_all_it_can_hold_and_for_what_it_must_refuse(block: Block) -> None:
+    fits, anything = block.wishes()
+    assert (fits.cores, fits.most_nodes, fits.most_cores, fits.node_cores) == (16, 4, 4, 4)
+    assert (anything.tasks, anything.most_nodes, anything.fallback) == (1, 4, True)
+    assert anything.most_cores > 10**6
+
+
+def test_busy_block_asks_for_what_is_left(block: Block) -> None:
+    block.occupy(3)
+    (fits, *_) = block.wishes(busy=True)
+    assert (fits.cores, fits.most_nodes, fits.most_cores) == (4, 1, 4)
+    block.queue.add(1, ResourceSpec(cores_per_rank=3), 0.0)
+    (fits, *_) = block.wishes(busy=True)
+    assert fits.cores == 1
+
+
+def test_what_was_not_there_is_not_asked_for_again(block: Block) -> None:
+    block.wishes()
+    block.learn()
+    assert block.wishes() == []
+    block.demand.renew()
+    assert block.wishes()
+
+
+def test_more_room_is_a_reason_to_ask_again(block: Block) -> None:
+    block.occupy(4)
+    block.wishes(busy=True)
+    block.learn()
+    assert block.wishes(busy=True) == []
+    block.space.give_back(100)
+    assert block.wishes(busy=True)
+
+
+def test_what_did_not_fit_is_asked_for_when_there_is_more_room_only(block: Block) -> None:
+    block.queue.add(1, ResourceSpec(num_nodes=3), 0.0)
+    block.wishes(busy=True)
+    block.learn(more=True)
+    assert block.wishes(busy=True) == []
+    block.queue.remove(1)
+    assert block.wishes(busy=True)
+
+
+def test_full_block_makes_room_for_one_larger_task(block: Block) -> None:
+    block.occupy(4)
+    wishes = block.wishes(now=30.0, renewing=True, busy=True, largest=4)
+    assert [(wish.tasks, wish.least_cores, wish.most_nodes) for wish in wishes][-1] == (1, 5, 4)
+    assert wishes[-1].waited_s > 0
+    block.queue.add(1, ResourceSpec(num_nodes=4), 0.0)
+    block.space.give_back(100)
+    assert block.queue.place(0.0) == []
+    assert block.queue.reserved == 1
+    wishes = block.wishes(now=31.0, renewing=True, busy=True, largest=4)
+    assert not any(wish.least_cores for wish in wishes)
+
+
+def test_every_size_has_its_turn(block: Block) -> None:
+    turns = []
+    for minute, there in enumerate([(4,), (2,), (1,), (4,)]):
+        now = 100.0 * (minute + 1)
+        (turn,) = [wish for wish in block.wishes(now, renewing=True, busy=True) if wish.waited_s > 60]
+        turns.append(turn.most_nodes)
+        block.learn(*there)
+    assert turns == [4, 3, 1, 4]
+
+
+def test_block_that_can_run_nothing_says_so_after_a_while(block: Block) -> None:
+    wide = Unserved(7, 5, None)
+    block.wishes(busy=True)
+    block.learn(unserved=wide, now=0.0)
+    assert block.demand.unserved(100.0, 5.0) is None
+    block.demand.renew()
+    block.wishes()
+    block.learn(unserved=wide, now=100.0)
+    assert block.demand.unserved(104.0, 5.0) is None
+    assert block.demand.unserved(105.0, 5.0) == "task 7 needs 5 nodes, and this block has 4"
+    block.demand.renew()
+    block.wishes()
+    block.learn(1, now=106.0)
+    assert block.demand.unserved(200.0, 5.0) is None
+
+
+def test_block_without_nodes_asks_for_nothing() -> None:
+    assert Block(nodes=0).wishes() == []
+
+
+@pytest.mark.parametrize("ends", [0, 50])
+def test_short_tasks_are_claimed_ahead(block: Block, ends: int) -> None:
+    block.occupy(4)
+    for number in range(ends):
+        block.demand.note_end(1.0 + number * 0.01)
+    ahead = [wish.tasks for wish in block.wishes(now=1.5, busy=True) if not wish.waited_s]
+    assert len(ahead) == bool(ends)
+    assert all(8 <= tasks <= 12 for tasks in ahead)  # of 100 that end in a second, those of a tenth of one
