@@ -156,6 +156,7 @@ class Line:
     def close(self) -> None:
         """Close this end, when what was posted is sent."""
         self._socket.disable_monitor()
+        self._breaks.close()  # the context waits for it, too
         self._socket.close()
         self._context.term()
 

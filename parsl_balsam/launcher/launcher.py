@@ -142,6 +142,7 @@ class Launcher:
                     self._space.add(message.node)
                     self._shape_changed = True
                     self._demand.renew()
+                    self._idle_since = now  # without nodes it was not idle
             else:
                 for running in self._attempts.hear(node, message, now):
                     self._collect(running)
