@@ -88,9 +88,9 @@ class Agent:
         _import_early()
         self._lease_until = time.monotonic() + self._lease_s * LEASE_SHARE
         self._line.post(Hello(node))
-        self._line.flush()
-        self._workers.warm(len(node.cores))
         try:
+            self._line.flush()
+            self._workers.warm(len(node.cores))
             while True:
                 self._care()
                 self._line.flush()

@@ -162,7 +162,7 @@ class Launcher:
                 self._stop_reason = "a later run drives the workflow"
             elif why := self._demand.unserved(now, _UNSERVED_S):
                 self._stop_reason = f"it can start nothing more: {why}"
-            elif now - self._idle_since >= self._order.idle_timeout_s:
+            elif self._space.nodes and now - self._idle_since >= self._order.idle_timeout_s:
                 self._stop_reason = f"no work for {self._order.idle_timeout_s:g} s"
         return self._stop_reason is not None
 
