@@ -44,7 +44,7 @@ def launcher(workflow: str, executor: str | None, nodes: int | None, database: s
         given = {name: value for name, value in changes.items() if value is not None}
         order = LaunchOrder.loads(found.order)
         order = replace(order, **given, database=db.address, workflow_id=found.workflow_id)
-        order = replace(order, nodes=nodes, walltime_s=None)
+        order = replace(order, nodes=nodes, walltime_s=None, own_job=False)
         if not os.access(order.directory, os.W_OK):
             order = replace(order, directory=str(Path.cwd() / ".parsl-balsam"))
         _run(db, replace(order, job_mode=JobMode(order.job_mode)), found.run_id)

@@ -10,9 +10,10 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,15 +50,26 @@ _TERM_S = 0.3
 #: How often the processes of a task that do not die are looked for, seconds.
 _CLEAN_S = 0.05
 
+#: So many agents end the batch job when the launcher's node is dead: thousands would be too many for Slurm.
+_GIVE_UP_AGENTS = 3
+_GIVE_UP_S = 30.0
+
 #: How long an agent tries to reach its launcher, seconds.
 _REACH_S = 120.0
 
 
 class Agent:
-    """Runs tasks for a launcher at the other end of a line."""
+    """Runs tasks for a launcher at the other end of a line.
 
-    def __init__(self, line: Channel | Line, lease_s: float) -> None:
+    Parameters
+    ----------
+    give_up
+        The command that ends the batch job when the launcher is gone without a word.
+    """
+
+    def __init__(self, line: Channel | Line, lease_s: float, give_up: Sequence[str] = ()) -> None:
         self._line = line
+        self._give_up = give_up
         self._lease_s = lease_s
         self._selector = selectors.DefaultSelector()
         self._alarm, self._alarm_writer = socket.socketpair()
@@ -67,6 +79,7 @@ class Agent:
         # The other kind must not be touched after a fork: the thread that serves it is not there.
         self._workers = Workers(self._selector, self._report, keep_out)
         self._terminated = False  # the batch job is being ended
+        self._dismissed = False
         self._doubtful: list[tuple[float, Ended]] = []
         self._cleaning: dict[int, str] = {}
         self._clean_at = float("inf")
@@ -102,6 +115,8 @@ class Agent:
         except EOFError:
             pass
         sweep_all()
+        if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
+            subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
         os._exit(0)
 
     def _pause(self) -> float:
@@ -143,6 +158,7 @@ class Agent:
             elif isinstance(message, Lease):
                 self._lease_until = message.beat_at + message.seconds
             elif isinstance(message, Farewell):
+                self._dismissed = True
                 raise EOFError
 
     def _start(self, start: Start) -> None:
@@ -226,7 +242,7 @@ def main() -> None:
         line = _connect(invitation, name.encode())
     else:
         line = Channel(socket.socket(fileno=arguments.descriptor))
-    Agent(line, invitation.lease_s).run(
+    Agent(line, invitation.lease_s, invitation.give_up).run(
         this_node(name, host, invitation.cores_per_node, invitation.gpus_per_node, index)
     )
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from parsl_balsam.launcher.channel import Channel
-from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.messages import LEASE_SHARE, Beat, Died, Farewell, Hello, Lease
 from parsl_balsam.launcher.processes import sweep_all
 
@@ -223,10 +222,3 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def write_invitation(invitation: Invitation, directory: Path, block_id: int) -> Path:
-    """Write the file that the agents of a block are started with; return it."""
-    path = directory / f"agents-{block_id}.json"
-    invitation.write(path)
-    return path

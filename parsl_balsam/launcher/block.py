@@ -80,6 +80,8 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         allocation.gpus_per_node or None if order.gpus_per_node is None else order.gpus_per_node,
         order.lease_s,
         order.python_path,
+        # One that goes on when nodes die does so without the first, too, where nobody would use what is left of it.
+        give_up=("scancel", str(allocation.job_id)) if allocation.scheduler == "slurm" and order.own_job else (),
     )
     _check(order, style)
     file = Path(order.directory) / f"agents-{block_id}.json"

@@ -24,6 +24,7 @@ class Invitation:
     server_key: str = ""  #: of CurveZMQ, public
     client_key: str = ""
     client_secret: str = ""
+    give_up: tuple[str, ...] = ()  #: the command that ends the batch job, for when the launcher's node is dead
     environ: dict[str, str] | None = None  #: of the batch job, which is that of its tasks; None = the agent's own
 
     def write(self, path: Path) -> None:
@@ -46,7 +47,7 @@ class Invitation:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 raise ConfigurationError(f"{path} gives access to your tasks, and others can read it: chmod 600 {path}")
             given: dict[str, Any] = json.load(file)
-        for name in ("hosts", "python_path"):
+        for name in ("hosts", "python_path", "give_up"):
             given[name] = tuple(given[name])
         given["endpoints"] = tuple((host, port) for host, port in given["endpoints"])
         return cls(**{field.name: given[field.name] for field in fields(cls)})

@@ -44,6 +44,7 @@ class LaunchOrder:
     job_mode: JobMode = JobMode.MIXED
     address: str | None = None  #: where agents find the launcher; None = try all addresses of its host
     agent_timeout_s: float = 120.0  #: a node whose agent has not reported after this time is left out
+    own_job: bool = True  #: whether the batch job is for the launcher alone, and over when that is dead
 
     def dumps(self) -> str:
         """Return it as JSON."""

@@ -9,7 +9,7 @@ import pytest
 
 from parsl_balsam.launcher.messages import Ranks
 from parsl_balsam.launcher.parallel import MpiSite, ranks_of
-from parsl_balsam.launcher.space import Node
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.errors import ImpossibleTask
 from parsl_balsam.model.launch import MpiStyle
 from parsl_balsam.model.resources import Launch, ResourceSpec

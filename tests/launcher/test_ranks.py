@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import time
@@ -19,9 +18,9 @@ from parsl.app.errors import wrap_error
 from parsl_balsam.launcher import gpus
 from parsl_balsam.launcher.messages import MARK
 from parsl_balsam.launcher.parallel import MpiSite, ranks_of
+from parsl_balsam.launcher.pool import Node
 from parsl_balsam.launcher.processes import kill, marked
 from parsl_balsam.launcher.ranks import OnEveryRank, enter
-from parsl_balsam.launcher.space import Node
 from parsl_balsam.model.errors import RankFailed, UnreadablePayload
 from parsl_balsam.model.launch import MpiStyle
 from parsl_balsam.model.payload import encode
@@ -30,9 +29,10 @@ from parsl_balsam.model.shares import Share
 from parsl_balsam.model.tasks import ClaimedTask
 from tests.executor.parsl_runs import wait_for
 from tests.launcher.apps import FOREVER_S, DoesNotUnpickle, Plain, others_wait, rank, wait_for_result
+from tests.requirements import require
 
 PROGRAMS = {MpiStyle.HYDRA: "mpiexec.mpich", MpiStyle.OPENMPI: "mpiexec.openmpi", MpiStyle.NONE: None}
-INSTALL = "apt-get install -y mpich openmpi-bin"
+PACKAGES = "mpich openmpi-bin"
 
 #: Longer than a call takes whose ranks are ended, seconds.
 SOON_S = FOREVER_S / 2
@@ -91,11 +91,7 @@ def new_job(directory: Path, style: MpiStyle) -> Iterator[Job]:
 @pytest.fixture(params=[MpiStyle.HYDRA, MpiStyle.OPENMPI], ids=lambda style: style.value)
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Job]:
     program = PROGRAMS[request.param]
-    if shutil.which(str(program)) is None:
-        reason = f"{program} not found: {INSTALL}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    require([program], PACKAGES)
     yield from new_job(tmp_path, request.param)
 
 

@@ -22,6 +22,22 @@ def balsam(*words: str) -> str:
     return subprocess.run([script, *words], capture_output=True, text=True, check=True).stdout
 
 
+def test_job_ends_with_its_first_node_and_another_takes_its_tasks(slurm_run: Run, cluster: Cluster) -> None:
+    run = slurm_run(lease_s=5.0)
+    calls = [command('[ "$BALSAM_ATTEMPT" != 1 ] || sleep 1000') for _ in range(4)]
+    wait_for(lambda: len(run.rows(tasks, tasks.c.state == "running")) == 4, "the tasks to run")
+    (job,) = cluster.jobs()
+    (block,) = run.rows(blocks)
+    cluster.kill_node("n1")
+    wait_for(lambda: job not in cluster.jobs(), "the rest of the job to be given up")
+    cluster.restart_node("n1")
+    assert [call.result() for call in calls] == [0] * 4
+    (lost,) = run.rows(blocks, blocks.c.id == block.id)
+    assert lost.state == "lost"
+    outcomes = [[row.outcome for row in run.attempts(call)] for call in calls]
+    assert outcomes == [["crash", "done"]] * 4
+
+
 def test_block_goes_on_with_three_nodes(slurm_run: Run, cluster: Cluster, tmp_path: Path) -> None:
     run = slurm_run(lease_s=6.0)
     gate = tmp_path / "gate"
