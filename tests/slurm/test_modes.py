@@ -104,7 +104,7 @@ def test_user_runs_tasks_on_nodes_that_he_holds(slurm_run: Run, cluster: Cluster
     for call in [*narrow, wide]:
         run.task_id(call)
     balsam = Path(sys.executable).with_name("parsl-balsam")
-    salloc = ["salloc", "--quiet", "--exclusive", "--nodes=3"]
+    salloc = ["salloc", "--quiet", "--exclusive", "--nodelist=n1,n2,n3"]
     cluster.run(*salloc, str(balsam), "launcher", "by hand", "--database", run.database, "--idle-timeout", "1")
     assert wide.result() == 0
     assert {call.result()["SLURMD_NODENAME"] for call in narrow} <= {"n1", "n2", "n3"}

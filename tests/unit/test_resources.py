@@ -149,7 +149,7 @@ BAD_LAUNCHES: list[Any] = ["twice", 1, [], "RANKS"]
 BAD_OPTIONS: list[Any] = [5, ["-v"], "a\0b"]
 WRONG: list[tuple[str, Any]] = [
     *[(name, value) for name in COUNTS for value in BAD_COUNTS],
-    *[(name, None) for name in ("num_nodes", "num_ranks", "priority", "launch", "launcher_options", "tags")],
+    *[(name, None) for name in ("num_nodes", "num_ranks", "priority", "launcher_options", "tags")],
     *[("gpus_per_rank", value) for value in (-1, True, 0.5, "1")],
     *[("max_retries", value) for value in (-1, False, 1.5, "1")],
     *[("priority", value) for value in (True, 1.5, "1", 2**40, -(2**40))],
@@ -211,7 +211,9 @@ def test_packed_tasks_have_one_node() -> None:
         ({}, 1),
         ({"cores_per_rank": 4}, 4),
         ({"ranks_per_node": 2, "cores_per_rank": 4}, 8),
-        ({"num_nodes": 3, "ranks_per_node": 2}, 2),
+        ({"num_nodes": 3, "ranks_per_node": 2}, 64),
+        ({"num_nodes": 3, "ranks_per_node": 2, "cores_per_rank": 1}, 2),
+        ({"num_nodes": 3, "ranks_per_node": 100}, 100),
         ({"num_nodes": 3, "cores_per_rank": 8}, 8),
         ({"num_nodes": 3}, 64),
         ({"node_packing_count": 3}, 21),
