@@ -54,6 +54,12 @@ _CLEAN_S = 0.05
 _GIVE_UP_AGENTS = 3
 _GIVE_UP_S = 30.0
 
+#: How often an agent asks in the time of a lease.
+_BEATS = 10
+
+#: How soon to try again when the launcher does not keep up with reading, seconds.
+_CONGESTED_S = 0.002
+
 #: How long an agent tries to reach its launcher, seconds.
 _REACH_S = 120.0
 
@@ -85,7 +91,7 @@ class Agent:
         self._clean_at = float("inf")
         self._beat_at = 0.0
         self._lease_until = float("inf")
-        self._heard_at = time.monotonic()
+        self._unanswered = 0  # beats since the launcher was last heard
 
     def run(self, node: Node) -> NoReturn:
         """Serve until the launcher is gone; then end all tasks, and this process."""
@@ -106,8 +112,9 @@ class Agent:
             self._workers.warm(len(node.cores))
             while True:
                 self._care()
-                self._line.flush()
-                pause = 0.0 if self._line.pending() else self._pause()
+                pause = self._pause() if self._line.flush() else _CONGESTED_S
+                if self._line.pending():
+                    pause = 0.0
                 for key, _ in self._selector.select(pause):
                     key.data()
                 if self._line.pending():
@@ -147,7 +154,7 @@ class Agent:
 
     def _hear_launcher(self) -> None:
         for message in self._line.messages():
-            self._heard_at = time.monotonic()
+            self._unanswered = 0
             if isinstance(message, Start):
                 self._start(message)
             elif isinstance(message, Kill):
@@ -172,13 +179,15 @@ class Agent:
         """Do what is due by the clock."""
         now = time.monotonic()
         if now >= self._beat_at:
-            self._beat_at = now + self._lease_s / 10
+            self._beat_at = now + self._lease_s / _BEATS
             self._line.post(Beat(now))
+            self._unanswered += 1
         if now >= self._lease_until:
             # The launcher was not heard of: it may be frozen or cut off, and these tasks will be given to others.
             for task_id in self._workers.running():
                 self._workers.kill(task_id, Outcome.ENDED, "stopped: nothing was heard of the launcher for its lease")
-            if now - self._heard_at > 2 * self._lease_s:
+            # Not by the clock: an agent that was frozen itself has heard nothing, either, and must ask first.
+            if self._unanswered > 2 * _BEATS:
                 raise EOFError
         if now >= self._clean_at:
             self._clean()

@@ -100,8 +100,7 @@ class Agents(ABC):
         now = time.monotonic()
         for node, until in list(self._expected.items()):
             if now >= until:
-                del self._expected[node]
-                self._gone[node] = f"its agent did not report within {self._start_timeout_s:g} s"
+                self._lose(node, f"its agent did not report within {self._start_timeout_s:g} s")
         for node, heard in list(self._heard.items()):
             # By now its tasks have ended by themselves: the lease it was given last is over.
             if now - heard > self._lease_s:
