@@ -36,7 +36,8 @@ def ensemble(tasks: int, seed: int) -> list[tuple[dict[str, Any], float]]:
     chance = random.Random(seed)
     shapes = chance.choices(SHAPES, WEIGHTS, k=tasks)
     durations = [chance.uniform(1.0, 6.0) for _ in shapes]
-    return [({**shape, "walltime_min": seconds / 60}, seconds) for shape, seconds in zip(shapes, durations, strict=True)]
+    work = zip(shapes, durations, strict=True)
+    return [({**shape, "walltime_min": seconds / 60}, seconds) for shape, seconds in work]
 
 
 def bound(work: list[tuple[dict[str, Any], float]]) -> float:

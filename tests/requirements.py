@@ -1,4 +1,4 @@
-"""What tests need that pip cannot install: skipped without it on a laptop, and a failure where nothing may be skipped."""
+"""What tests need that pip cannot install: skipped without it on a laptop, a failure where nothing may be skipped."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import selectors
 import signal
 import socket
@@ -60,6 +61,10 @@ _BEATS = 10
 #: How soon to try again when the launcher does not keep up with reading, seconds.
 _CONGESTED_S = 0.002
 
+#: An agent that has not beaten for this part of the lease is killed: less than `LEASE_SHARE`, after which the launcher
+#: takes its tasks for dead.
+_FROZEN_SHARE = 0.8
+
 #: How long an agent tries to reach its launcher, seconds.
 _REACH_S = 120.0
 
@@ -69,17 +74,21 @@ class Agent:
 
     Parameters
     ----------
+    pulse
+        A descriptor that its guard reads: it is written to with every beat.
     give_up
         The command that ends the batch job when the launcher is gone without a word.
     """
 
-    def __init__(self, line: Channel | Line, lease_s: float, give_up: Sequence[str] = ()) -> None:
+    def __init__(self, line: Channel | Line, lease_s: float, pulse: int, give_up: Sequence[str] = ()) -> None:
         self._line = line
+        self._pulse = pulse
         self._give_up = give_up
         self._lease_s = lease_s
         self._selector = selectors.DefaultSelector()
         self._alarm, self._alarm_writer = socket.socketpair()
         keep_out: list[Callable[[], object]] = [self._alarm.close, self._alarm_writer.close, self._selector.close]
+        keep_out.append(lambda: os.close(pulse))
         if isinstance(line, Channel):
             keep_out.append(line.close)
         # The other kind must not be touched after a fork: the thread that serves it is not there.
@@ -122,6 +131,7 @@ class Agent:
         except EOFError:
             pass
         sweep_all()
+        os.close(self._pulse)  # its tasks are gone, so it may take its time
         if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
             subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
         os._exit(0)
@@ -181,6 +191,7 @@ class Agent:
         if now >= self._beat_at:
             self._beat_at = now + self._lease_s / _BEATS
             self._line.post(Beat(now))
+            os.write(self._pulse, b".")
             self._unanswered += 1
         if now >= self._lease_until:
             # The launcher was not heard of: it may be frozen or cut off, and these tasks will be given to others.
@@ -237,7 +248,7 @@ def main() -> None:
         index = invitation.hosts.index(name)
     else:
         name, host, index = arguments.name, arguments.host, arguments.index
-    _leave_a_guard(invitation, name, arguments.descriptor)
+    pulse = _leave_a_guard(invitation, name, arguments.descriptor)
     inherit_orphans()
     _take_environment(invitation)
     # In the script's order: a module beside it may have the name of one that is found elsewhere, too.
@@ -251,7 +262,7 @@ def main() -> None:
         line = _connect(invitation, name.encode())
     else:
         line = Channel(socket.socket(fileno=arguments.descriptor))
-    Agent(line, invitation.lease_s, invitation.give_up).run(
+    Agent(line, invitation.lease_s, pulse, invitation.give_up).run(
         this_node(name, host, invitation.cores_per_node, invitation.gpus_per_node, index)
     )
 
@@ -298,33 +309,48 @@ def _connect(invitation: Invitation, name: bytes | None) -> Line:
     return Line(endpoint, name, *(key.encode() for key in keys))
 
 
-def _leave_a_guard(invitation: Invitation, name: str, descriptor: int | None) -> None:
-    """Go on as a child of a process that does nothing but outlive it, and end what it leaves behind.
+def _leave_a_guard(invitation: Invitation, name: str, descriptor: int | None) -> int:
+    """Go on as a child of a process that outlives it, and ends what it leaves behind; return its pulse, to be written.
 
     The agent ends its tasks when its launcher dies. Killed together with it, it cannot: the kernel then ends its
-    workers, and the programs that these had started come to the guard.
+    workers, and the programs that these had started come to the guard. Frozen, it cannot either, and is killed.
     """
     guard = os.getpid()
     inherit_orphans()
+    watched, pulse = os.pipe()
     agent = os.fork()
     if agent == 0:
         die_with_parent(guard)
-        return
+        os.close(watched)
+        return pulse
+    os.close(pulse)
     if descriptor is not None:
         os.close(descriptor)  # the launcher must see the agent's end of the socket close
+    frozen = _freezes(watched, invitation.lease_s * _FROZEN_SHARE)
+    if frozen:
+        kill(agent)
     _, status = os.waitpid(agent, 0)
     sweep_all()
     if descriptor is None and status != 0:
-        _report_death(invitation, name, status)
+        code = os.waitstatus_to_exitcode(status)
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+        _report_death(invitation, name, "its agent was frozen" if frozen else f"its agent {how}")
     os._exit(0)  # any other code would make some MPI launchers end the agents of all nodes
 
 
-def _report_death(invitation: Invitation, name: str, status: int) -> None:
-    code = os.waitstatus_to_exitcode(status)
+def _freezes(pulse: int, limit_s: float) -> bool:
+    """Wait until the agent has ended, or has not beaten for a time; return whether it is the latter."""
+    limit = None  # what it imports before its first beat may come slowly
+    while select.select([pulse], [], [], limit)[0]:
+        if not os.read(pulse, 4096):
+            return False
+        limit = limit_s
+    return True
+
+
+def _report_death(invitation: Invitation, name: str, why: str) -> None:
     line = _connect(invitation, None)
-    line.post(
-        Died(name, f"its agent ended with exit code {code}" if code >= 0 else f"its agent was killed by signal {-code}")
-    )
+    line.post(Died(name, why))
     line.close()
 
 

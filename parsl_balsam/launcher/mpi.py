@@ -255,7 +255,7 @@ def rank_of_environment(environ: Mapping[str, str]) -> int | None:
 
 def _binding(placement: RankPlacement) -> str:
     """Return how srun binds ranks on nodes that are shared: to the given cores, or not at all."""
-    if placement.cores is None:
+    if placement.cores is None or len(placement.cores) < placement.ranks_per_host * placement.cores_per_rank:
         return "none"
     per_rank = placement.cores_per_rank
     starts = range(0, placement.ranks_per_host * per_rank, per_rank)

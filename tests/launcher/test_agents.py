@@ -315,37 +315,19 @@ def test_agent_killed_with_its_guard_is_given_up(tmp_path: Path, kind: str) -> N
         assert made.call("n2", divmod, 17, 5) == (3, 2)
 
 
+@both
 @in_own_process
-def test_frozen_local_agent_is_ended(tmp_path: Path) -> None:
-    with block(tmp_path, "local", lease_s=SHORT_S) as made:
-        agent = made.agent_on("n1")
-        _, pids = made.hold("n1")
-        os.kill(agent, signal.SIGSTOP)
-        node, why = made.loss()
-        assert node == "n1"
-        assert why.startswith("its agent was not heard of for ")
-        assert not any(map(is_alive, [agent, *pids]))
-        assert made.call("n2", divmod, 17, 5) == (3, 2)
-
-
-@in_own_process
-def test_thawed_remote_agent_ends_its_tasks_and_leaves(tmp_path: Path) -> None:
+def test_frozen_agent_is_ended_with_its_tasks(tmp_path: Path, kind: str) -> None:
     gave_up = tmp_path / "gave up"
-    with block(tmp_path, "remote", lease_s=SHORT_S, give_up=("touch", str(gave_up))) as made:
+    with block(tmp_path, kind, lease_s=SHORT_S, give_up=("touch", str(gave_up))) as made:
         agent = made.agent_on("n2")
-        guard = psutil.Process(agent).ppid()
         task, pids = made.hold("n2")
         os.kill(agent, signal.SIGSTOP)
-        until = time.monotonic() + 2.5 * SHORT_S
-        node, why = made.loss()
-        assert node == "n2"
-        assert why.startswith("its agent was not heard of for ")
-        made.until(lambda: time.monotonic() > until, "more than two leases to pass")
-        os.kill(agent, signal.SIGCONT)
-        made.until(lambda: not any(map(is_alive, [*pids, agent, guard])), "the agent to leave")
-        assert task not in made.ends  # it was given up already
+        assert made.loss() == ("n2", "its agent died" if kind == "local" else "its agent was frozen")
+        assert not any(map(is_alive, [agent, *pids]))
+        assert task not in made.ends
         assert made.call("n1", divmod, 17, 5) == (3, 2)
-    assert not gave_up.exists()  # the silence was the agent's own
+    assert not gave_up.exists()
 
 
 @in_own_process
@@ -425,14 +407,11 @@ def test_marked_processes_are_cleaned_away(tmp_path: Path, kind: str) -> None:
 
 @both
 @in_own_process
-def test_tasks_live_as_long_as_the_launchers_lease(tmp_path: Path, kind: str) -> None:
+def test_tasks_end_before_the_launchers_lease(tmp_path: Path, kind: str) -> None:
     lease_s = 2.0
     with block(tmp_path, kind, lease_s=lease_s) as made:
         task, pids = made.hold("n1")
-        until = time.monotonic() + 1.1 * lease_s
-        made.until(lambda: time.monotonic() > until, "more than a lease to pass")
-        assert task not in made.ends
-        assert all(map(is_alive, pids))
+        made.turn()
         renewed_at = made.agents.lease_until - lease_s * LEASE_SHARE
         made.renews = False
         ended = made.end_of(task)
@@ -443,9 +422,7 @@ def test_tasks_live_as_long_as_the_launchers_lease(tmp_path: Path, kind: str) ->
         assert (late.outcome, late.error) == (Outcome.ENDED, "it came after the end of the launcher's lease")
         made.until(lambda: time.monotonic() > renewed_at + 2.1 * lease_s, "more than two leases to pass")
         made.renews = True
-        for node in NODES:
-            made.until(lambda node=node: made.end_of(made.start(node, int)).outcome is Outcome.DONE, "a new lease")
-            assert made.call(node, divmod, 17, 5) == (3, 2)
+        made.until(lambda: made.end_of(made.start("n1", int)).outcome is Outcome.DONE, "a new lease")
 
 
 @both
