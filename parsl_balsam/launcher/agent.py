@@ -55,6 +55,9 @@ _CLEAN_S = 0.05
 _GIVE_UP_AGENTS = 3
 _GIVE_UP_S = 30.0
 
+#: How long ranks that do not die are looked for when the launcher is gone, seconds.
+_END_RANKS_S = 1.0
+
 #: How often an agent asks in the time of a lease.
 _BEATS = 10
 
@@ -76,13 +79,18 @@ class Agent:
     ----------
     pulse
         A descriptor that its guard reads: it is written to with every beat.
+    mark
+        How the marks of all parallel tasks of the block start.
     give_up
         The command that ends the batch job when the launcher is gone without a word.
     """
 
-    def __init__(self, line: Channel | Line, lease_s: float, pulse: int, give_up: Sequence[str] = ()) -> None:
+    def __init__(
+        self, line: Channel | Line, lease_s: float, pulse: int, mark: str = "", give_up: Sequence[str] = ()
+    ) -> None:
         self._line = line
         self._pulse = pulse
+        self._mark = mark
         self._give_up = give_up
         self._lease_s = lease_s
         self._selector = selectors.DefaultSelector()
@@ -95,6 +103,7 @@ class Agent:
         self._workers = Workers(self._selector, self._report, keep_out)
         self._terminated = False  # the batch job is being ended
         self._dismissed = False
+        self._expired = False  # the lease is over, and all tasks were told to end
         self._doubtful: list[tuple[float, Ended]] = []
         self._cleaning: dict[int, str] = {}
         self._clean_at = float("inf")
@@ -131,6 +140,7 @@ class Agent:
         except EOFError:
             pass
         sweep_all()
+        self._end_ranks()
         os.close(self._pulse)  # its tasks are gone, so it may take its time
         if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
             subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
@@ -138,7 +148,7 @@ class Agent:
 
     def _pause(self) -> float:
         now = time.monotonic()
-        due = min(self._beat_at, self._clean_at, self._lease_until if self._workers.running() else float("inf"))
+        due = min(self._beat_at, self._clean_at, float("inf") if self._expired else self._lease_until)
         if self._doubtful:
             due = min(due, self._doubtful[0][0])
         return min(max(0.0, due - now), self._workers.pause())
@@ -174,6 +184,7 @@ class Agent:
                 self._clean_at = 0.0
             elif isinstance(message, Lease):
                 self._lease_until = message.beat_at + message.seconds
+                self._expired = self._expired and time.monotonic() >= self._lease_until
             elif isinstance(message, Farewell):
                 self._dismissed = True
                 raise EOFError
@@ -195,8 +206,12 @@ class Agent:
             self._unanswered += 1
         if now >= self._lease_until:
             # The launcher was not heard of: it may be frozen or cut off, and these tasks will be given to others.
-            for task_id in self._workers.running():
-                self._workers.kill(task_id, Outcome.ENDED, "stopped: nothing was heard of the launcher for its lease")
+            if not self._expired:
+                self._expired = True
+                for task_id in self._workers.running():
+                    why = "stopped: nothing was heard of the launcher for its lease"
+                    self._workers.kill(task_id, Outcome.ENDED, why, gently=False)
+                self._end_ranks()
             # Not by the clock: an agent that was frozen itself has heard nothing, either, and must ask first.
             if self._unanswered > 2 * _BEATS:
                 raise EOFError
@@ -209,6 +224,13 @@ class Agent:
             else:
                 self._line.post(ended)
         self._workers.care()
+
+    def _end_ranks(self) -> None:
+        """Kill the ranks on this node, also of tasks that other agents have started: those cannot reach them."""
+        until = time.monotonic() + _END_RANKS_S
+        while self._mark and (left := marked(MARK, self._mark, start=True)) and time.monotonic() < until:
+            for pid in left:
+                kill(pid)
 
     def _clean(self) -> None:
         """Kill what is left of parallel tasks on this node."""
@@ -262,7 +284,7 @@ def main() -> None:
         line = _connect(invitation, name.encode())
     else:
         line = Channel(socket.socket(fileno=arguments.descriptor))
-    Agent(line, invitation.lease_s, pulse, invitation.give_up).run(
+    Agent(line, invitation.lease_s, pulse, invitation.mark, invitation.give_up).run(
         this_node(name, host, invitation.cores_per_node, invitation.gpus_per_node, index)
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import time
@@ -72,6 +73,7 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         mpi.launcher_program(style, available),
         os.geteuid() == 0,
         order.directory,
+        f"{secrets.token_hex(8)}.",
         everything=order.job_mode is JobMode.MPI,
     )
     invitation = Invitation(
@@ -80,6 +82,7 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         allocation.gpus_per_node or None if order.gpus_per_node is None else order.gpus_per_node,
         order.lease_s,
         order.python_path,
+        mark=site.mark,
         # One that goes on when nodes die does so without the first, too, where nobody would use what is left of it.
         give_up=("scancel", str(allocation.job_id)) if allocation.scheduler == "slurm" and order.own_job else (),
     )
@@ -102,12 +105,7 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         names = _names(allocation)
         return BlockParts(LocalAgents(names, file, order.lease_s, order.agent_timeout_s), site, ends_at)
     command = _agent_launcher(usual, available, allocation, invitation)
-
-    def write(completed: Invitation) -> Path:
-        completed.write(file)
-        return file
-
-    agents = RemoteAgents(allocation.nodes, command, invitation, write, order.address, order.agent_timeout_s)
+    agents = RemoteAgents(allocation.nodes, command, invitation, file, order.address, order.agent_timeout_s)
     return BlockParts(agents, site, ends_at)
 
 

@@ -24,6 +24,7 @@ class Invitation:
     server_key: str = ""  #: of CurveZMQ, public
     client_key: str = ""
     client_secret: str = ""
+    mark: str = ""  #: how the marks of all parallel tasks of the block start
     give_up: tuple[str, ...] = ()  #: the command that ends the batch job, for when the launcher's node is dead
     environ: dict[str, str] | None = None  #: of the batch job, which is that of its tasks; None = the agent's own
 

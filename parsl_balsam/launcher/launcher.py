@@ -106,9 +106,9 @@ class Launcher:
         """
         # From the moment the block is open it must be closed, whatever signal comes.
         self._watch_signals()
-        open_block(self._database, self._block_id, platform.node(), os.getpid())
         inherit_orphans()
         try:
+            open_block(self._database, self._block_id, platform.node(), os.getpid())
             self._agents.open(self._selector)
             self._selector.register(self._bell, selectors.EVENT_READ, self._bell.silence)
             self._ledger.start()

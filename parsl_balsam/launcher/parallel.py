@@ -22,6 +22,7 @@ class MpiSite:
     program: str | None  #: name or path of the launcher; None for the usual one of its style
     root: bool  #: whether this is done by root
     directory: str  #: which all nodes see
+    mark: str = ""  #: how the marks of all tasks of the block start
     everything: bool = False  #: whether tasks of one process are started by it too, since nodes have no agents
 
 
@@ -68,6 +69,6 @@ def ranks_of(site: MpiSite, task: ClaimedTask, shares: Sequence[Share], nodes: M
         style=site.style.value,
         variables=variables,
         threads=threads,
-        mark=f"{task.task_id}-{task.number}-{task.token:x}",
+        mark=f"{site.mark}{task.task_id}-{task.number}-{task.token:x}",
         directory=site.directory,
     )

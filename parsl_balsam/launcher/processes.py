@@ -55,16 +55,22 @@ def descendants(pid: int) -> list[int]:
         return []
 
 
-def marked(name: str, value: str) -> list[int]:
-    """Return the pids of the processes on this host that were started with an environment variable of this value."""
-    entry = f"{name}={value}".encode()
+def marked(name: str, value: str, *, start: bool = False) -> list[int]:
+    """Return the pids of the processes on this host that were started with an environment variable of this value.
+
+    Parameters
+    ----------
+    start
+        Whether it is enough that the variable's value starts so.
+    """
+    entry = f"\0{name}={value}{'' if start else chr(0)}".encode()
     found: list[int] = []
     for process in os.scandir("/proc"):
         if not process.name.isdigit():
             continue
         try:
             with open(f"/proc/{process.name}/environ", "rb") as file:
-                if entry in file.read().split(b"\0"):
+                if entry in b"\0" + file.read():
                     found.append(int(process.name))
         except OSError:  # it has ended, or is somebody else's
             pass

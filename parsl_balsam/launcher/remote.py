@@ -6,7 +6,7 @@ import logging
 import os
 import selectors
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +28,8 @@ class RemoteAgents(Agents):
         What comes before the agent's command line so that one is started on each node.
     address
         Where the launcher listens; None for all addresses of its host.
-    write
-        Writes their invitation and returns the file.
+    file
+        Where their invitation is written; it is removed in the end.
     """
 
     def __init__(
@@ -37,23 +37,22 @@ class RemoteAgents(Agents):
         hosts: Sequence[str],
         command: Sequence[str],
         invitation: Invitation,
-        write: Callable[[Invitation], Path],
+        file: Path,
         address: str | None,
         start_timeout_s: float,
     ) -> None:
         super().__init__(hosts, invitation.lease_s, start_timeout_s)
         self._hub = Hub(address)
         self._command = command
-        self._invitation = write(
-            replace(
-                invitation,
-                endpoints=tuple(self._hub.endpoints),
-                server_key=self._hub.server_key.decode(),
-                client_key=self._hub.client_key.decode(),
-                client_secret=self._hub.client_secret.decode(),
-                environ=dict(os.environ),
-            )
-        )
+        replace(
+            invitation,
+            endpoints=tuple(self._hub.endpoints),
+            server_key=self._hub.server_key.decode(),
+            client_key=self._hub.client_key.decode(),
+            client_secret=self._hub.client_secret.decode(),
+            environ=dict(os.environ),
+        ).write(file)
+        self._file = file
         self._hosts = hosts
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -61,7 +60,7 @@ class RemoteAgents(Agents):
         """Start the agents."""
         selector.register(self._hub, selectors.EVENT_READ, lambda: None)
         self._process = subprocess.Popen(
-            [*self._command, *agent_command(str(self._invitation))],
+            [*self._command, *agent_command(str(self._file))],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a signal to the block's process group is for the launcher to handle
         )
@@ -92,7 +91,7 @@ class RemoteAgents(Agents):
                 except subprocess.TimeoutExpired:
                     self._process.kill()
         self._hub.close()
-        self._invitation.unlink(missing_ok=True)
+        self._file.unlink(missing_ok=True)
         sweep_all()
 
     def _receive(self) -> list[tuple[str, object]]:

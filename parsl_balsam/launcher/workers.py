@@ -93,15 +93,21 @@ class Workers:
         except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
             pass
 
-    def kill(self, task_id: int, outcome: Outcome, error: str) -> None:
-        """End a task. Its end is reported when it is gone."""
+    def kill(self, task_id: int, outcome: Outcome, error: str, *, gently: bool = True) -> None:
+        """End a task. Its end is reported when it is gone.
+
+        Parameters
+        ----------
+        gently
+            Whether an MPI launcher is given the time to end its ranks by itself.
+        """
         victim = self._by_task.get(task_id)
         if victim is None or victim.verdict is not None:
             return
         victim.verdict = Ended(task_id, outcome, error=error)
         victim.until = None
         assert victim.task is not None
-        if victim.task.ranks is not None and (started := descendants(victim.pid)):
+        if gently and victim.task.ranks is not None and (started := descendants(victim.pid)):
             # Killed outright, an MPI launcher could not tell the other nodes.
             for pid in started:
                 _send(pid, signal.SIGTERM)

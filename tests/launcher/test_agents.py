@@ -45,9 +45,6 @@ STORY_S = 60.0
 LONG_S = 60.0
 SHORT_S = 1.5
 
-#: Stands for a parallel launcher of two nodes.
-PARALLEL = ("sh", "-c", 'for host in n1 n2; do SLURMD_NODENAME=$host "$@" & done; wait', "sh")
-
 NODES = ("n1", "n2")
 
 both = pytest.mark.parametrize("kind", ["local", "remote"])
@@ -227,7 +224,7 @@ def block(
     *,
     lease_s: float = LONG_S,
     start_timeout_s: float = LIMIT_S,
-    command: Sequence[str] = PARALLEL,
+    command: Sequence[str] | None = None,
     give_up: Sequence[str] = (),
     gather: bool = True,
 ) -> Iterator[Block]:
@@ -235,20 +232,22 @@ def block(
 
     Parameters
     ----------
+    command
+        What starts remote agents. None for one that stands for a parallel launcher.
     gather
         Whether to wait for the nodes.
     """
     invitation = Invitation(tuple(nodes), 2, 0, lease_s, tuple(sys.path), give_up=tuple(give_up))
     file = directory / "agents.json"
+    on_each = f'for host in {" ".join(nodes)}; do SLURMD_NODENAME=$host "$@" & done; wait'
 
-    def write(completed: Invitation) -> Path:
-        completed.write(file)
-        return file
-
+    agents: Agents
     if kind == "local":
-        agents: Agents = LocalAgents(dict.fromkeys(nodes, "localhost"), write(invitation), lease_s, start_timeout_s)
+        invitation.write(file)
+        agents = LocalAgents(dict.fromkeys(nodes, "localhost"), file, lease_s, start_timeout_s)
     else:
-        agents = RemoteAgents(nodes, command, invitation, write, "127.0.0.1", start_timeout_s)
+        launcher = command or ("sh", "-c", on_each, "sh")
+        agents = RemoteAgents(nodes, launcher, invitation, file, "127.0.0.1", start_timeout_s)
     try:
         made = Block(directory, agents, lease_s)
         if gather:
@@ -280,7 +279,7 @@ def test_agents_report_their_nodes_and_run_tasks(tmp_path: Path, kind: str, node
 @both
 @in_own_process
 def test_task_is_stopped_with_what_it_started(tmp_path: Path, kind: str) -> None:
-    with block(tmp_path, kind) as made:
+    with block(tmp_path, kind, ["n1"]) as made:
         task, pids = made.hold("n1")
         made.agents.post("n1", Kill(task, Outcome.CANCELLED, "stopped: not needed"))
         ended = made.end_of(task)
@@ -409,7 +408,7 @@ def test_marked_processes_are_cleaned_away(tmp_path: Path, kind: str) -> None:
 @in_own_process
 def test_tasks_end_before_the_launchers_lease(tmp_path: Path, kind: str) -> None:
     lease_s = 2.0
-    with block(tmp_path, kind, lease_s=lease_s) as made:
+    with block(tmp_path, kind, ["n1"], lease_s=lease_s) as made:
         task, pids = made.hold("n1")
         made.turn()
         renewed_at = made.agents.lease_until - lease_s * LEASE_SHARE
@@ -429,7 +428,7 @@ def test_tasks_end_before_the_launchers_lease(tmp_path: Path, kind: str) -> None
 @in_own_process
 def test_silent_launcher_is_left_by_its_agents(tmp_path: Path, kind: str) -> None:
     gave_up = tmp_path / "gave up"
-    with block(tmp_path, kind, lease_s=SHORT_S / 2, give_up=("touch", str(gave_up))) as made:
+    with block(tmp_path, kind, lease_s=SHORT_S, give_up=("touch", str(gave_up))) as made:
         _, pids = made.hold("n1")
         agents = [made.agent_on(node) for node in NODES]
         # From now on this launcher does nothing, as one that is frozen.
@@ -456,7 +455,7 @@ def test_end_leaves_no_process_of_a_task(tmp_path: Path, kind: str) -> None:
 @in_own_process
 def test_end_while_an_agent_is_frozen(tmp_path: Path, kind: str) -> None:
     hurry()
-    with block(tmp_path, kind) as made:
+    with block(tmp_path, kind, ["n1"]) as made:
         made.hold("n1")
         os.kill(made.agent_on("n1"), signal.SIGSTOP)
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from parsl_balsam import cancel
-from parsl_balsam.db.schema import attempts, tasks
+from parsl_balsam.db.schema import attempts, blocks, tasks
 from parsl_balsam.model.errors import TaskCancelled, TaskTimeout
 from tests.executor.parsl_runs import ParslRun, processes, wait_for
 from tests.slurm.checker import check_placements
@@ -82,6 +82,27 @@ def test_cancelled_job_costs_its_tasks_nothing(slurm_run: Run, programs: Program
     assert [row.outcome for row in run.rows(attempts)] == ["ended"] * 3
     wait_for(lambda: not ranks(stay), "the ranks to end")
     assert not any(call.done() for call in calls)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+@pytest.mark.parametrize("mpi", list(LIBRARY))
+def test_no_rank_outlives_the_lease_of_its_launcher(
+    slurm_run: Run, programs: Programs, mpi: str, number: signal.Signals
+) -> None:
+    stay = programs[LIBRARY[mpi]]["stay"]
+    options = {"launcher_options": "--mpi=pmi2"} if mpi == "srun" else {}
+    run = slurm_run(mpi=mpi, task_defaults=options, lease_s=8.0)
+    command(f"{stay} stubborn", parsl_resource_specification={"num_nodes": 3, "ranks_per_node": 1})
+    wait_for(lambda: len(ranks(stay)) == 3, "the ranks")
+    (block,) = run.rows(blocks)
+    launcher = psutil.Process(block.pid)
+    launcher.send_signal(number)
+    wait_for(lambda: not ranks(stay), "the ranks to end")
+    # Until now nobody can have taken the task for another launcher.
+    (block,) = run.rows(blocks)
+    assert block.state == "running"
+    if launcher.is_running():
+        launcher.kill()
 
 
 @pytest.mark.parametrize("mpi", list(LIBRARY))
