@@ -73,8 +73,8 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         mpi.launcher_program(style, available),
         os.geteuid() == 0,
         order.directory,
-        f"{secrets.token_hex(8)}.",
         everything=order.job_mode is JobMode.MPI,
+        mark=f"{secrets.token_hex(8)}.",
     )
     invitation = Invitation(
         allocation.nodes,

@@ -22,8 +22,8 @@ class MpiSite:
     program: str | None  #: name or path of the launcher; None for the usual one of its style
     root: bool  #: whether this is done by root
     directory: str  #: which all nodes see
-    mark: str = ""  #: how the marks of all tasks of the block start
     everything: bool = False  #: whether tasks of one process are started by it too, since nodes have no agents
+    mark: str = ""  #: how the marks of all tasks of the block start
 
 
 def ranks_of(site: MpiSite, task: ClaimedTask, shares: Sequence[Share], nodes: Mapping[str, Node]) -> Ranks | None:
