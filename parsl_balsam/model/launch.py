@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import Enum
 
 
@@ -57,7 +57,3 @@ class LaunchOrder:
         given["python_path"] = tuple(given["python_path"])
         given["job_mode"] = JobMode(given["job_mode"])
         return cls(**given)
-
-    def without_secrets(self) -> LaunchOrder:
-        """Return it as it may be kept in the database."""
-        return replace(self, database="")

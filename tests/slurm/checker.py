@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from sqlalchemy import create_engine, select
 
-from parsl_balsam.db.schema import attempts, blocks, tasks
+from parsl_balsam.db.schema import attempts, tasks
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import Share, read_shares
 
@@ -68,14 +68,3 @@ def check_placements(url: str, cores_per_node: int, *, whole_nodes: bool = False
         for before, after in pairwise(sorted(used)):
             assert before[1] <= after[0], f"{place} was given twice: {before}, {after}"
     return found
-
-
-def lost_nodes(url: str) -> dict[int, str | None]:
-    """Return what each block has lost."""
-    engine = create_engine(url)
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(select(blocks.c.id, blocks.c.lost_nodes))
-            return {row.id: row.lost_nodes for row in rows}
-    finally:
-        engine.dispose()

@@ -28,16 +28,6 @@ def command(line: str, stdout: Any = None, stderr: Any = None, parsl_resource_sp
 
 
 @python_app
-def where(seconds: float = 0.0, parsl_resource_specification: Any = None) -> Any:
-    """Say where a function runs."""
-    import os
-    import time
-
-    time.sleep(seconds)
-    return os.environ.get("SLURMD_NODENAME"), os.environ.get("PARSL_MPI_NODELIST"), os.environ.get("PARSL_NUM_RANKS")
-
-
-@python_app
 def variables(seconds: float = 0.0, parsl_resource_specification: Any = None) -> Any:
     """Return what a task finds in its environment."""
     import os
