@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, and_, case, func, select
 
 from parsl_balsam.db.connect import Database, clock, now, server_started
 from parsl_balsam.db.endings import record_ends, unclaim
-from parsl_balsam.db.schema import IS_RUNNING, attempts, blocks, tasks
+from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, attempts, blocks, tasks
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.shares import read_shares
-from parsl_balsam.model.states import BlockState, Outcome, TaskState
+from parsl_balsam.model.states import JOB_ENDED, JOB_OVER, BlockState, JobState, Outcome, TaskState
 from parsl_balsam.model.tasks import AttemptEnd
 
 
@@ -26,10 +27,37 @@ class BlockStatus:
     name: str  #: Parsl's block id, unique within its run only
     state: BlockState
     held: int  #: tasks its launcher has claimed and not ended
+    served_s: float  #: for how long a launcher that lives has served it, seconds; 0 where none does
 
 
-def record_block(database: Database, workflow_id: int, run_id: int, name: str, lease_s: float) -> int:
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """What is known of a block before its batch job is submitted."""
+
+    tag: str = field(default_factory=lambda: uuid.uuid4().hex)  #: name of the batch job, unique
+    scheduler: str | None = None  #: which kind of provider requests it; None = somebody starts it by hand
+    nodes: int | None = None  #: that are asked for
+    walltime_min: float | None = None  #: that is asked for; None where there is no limit
+    queue: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEnd:
+    """How a block ended."""
+
+    started: bool  #: whether its launcher ever came
+    lived_s: float  #: how long the launcher served, seconds
+    state: BlockState
+    reason: str
+    wished: bool  #: whether somebody wanted it to end, or its time was over
+
+
+def record_block(
+    database: Database, workflow_id: int, run_id: int, name: str, lease_s: float, requested: Requested | None = None
+) -> int:
     """Record a block before it is requested; return its id."""
+    asked = requested or Requested()
     with database.begin() as connection:
         recorded = connection.execute(
             blocks.insert()
@@ -37,7 +65,12 @@ def record_block(database: Database, workflow_id: int, run_id: int, name: str, l
                 workflow_id=workflow_id,
                 run_id=run_id,
                 name=name,
-                tag=uuid.uuid4().hex,
+                tag=asked.tag,
+                scheduler=asked.scheduler,
+                queue=asked.queue,
+                requested_nodes=asked.nodes,
+                walltime_min=asked.walltime_min,
+                why=asked.why,
                 state=BlockState.REQUESTED.value,
                 requested_at=clock(),
                 lease_s=lease_s,
@@ -47,10 +80,68 @@ def record_block(database: Database, workflow_id: int, run_id: int, name: str, l
         return int(recorded.scalar_one())
 
 
-def record_job(database: Database, block_id: int, job_id: str) -> None:
-    """Record which batch job a block became."""
+def record_job(database: Database, block_id: int, job_id: str, script: str | None = None) -> None:
+    """Record which batch job a block became, and the script that was submitted."""
     with database.begin() as connection:
-        connection.execute(blocks.update().where(blocks.c.id == block_id).values(job_id=job_id))
+        connection.execute(blocks.update().where(blocks.c.id == block_id).values(job_id=job_id, script=script))
+
+
+def requested_walltime(database: Database, block_id: int) -> float | None:
+    """Return the walltime that was asked for, minutes; None where none was."""
+    with database.read() as connection:
+        return connection.execute(select(blocks.c.walltime_min).where(blocks.c.id == block_id)).scalar()
+
+
+def rename_block(database: Database, block_id: int, name: str) -> None:
+    """Record what Parsl calls a block in the run that adopted it."""
+    with database.begin() as connection:
+        connection.execute(blocks.update().where(blocks.c.id == block_id).values(name=name))
+
+
+def note_job_state(database: Database, block_id: int, state: JobState, reason: str | None) -> None:
+    """Record what the scheduler says of a block's job. A block whose launcher never came is over with its job.
+
+    A launcher that came speaks for itself, or loses its lease.
+    """
+    with database.begin() as connection:
+        connection.execute(
+            blocks.update().where(blocks.c.id == block_id).values(job_state=state.value, job_reason=reason)
+        )
+        if state in JOB_OVER:
+            _abandon(connection, block_id, f"its job is over: {reason or state.value}")
+
+
+def wish_end(database: Database, block_ids: Sequence[int], who: str) -> dict[int, BlockState]:
+    """Wish that blocks end: launchers drain them; those that wait for one will not be opened.
+
+    Return the state of each block that there is.
+    """
+    with database.begin() as connection:
+        found = connection.execute(
+            select(blocks.c.id, blocks.c.workflow_id, blocks.c.state)
+            .where(blocks.c.id.in_(list(block_ids)))
+            .order_by(blocks.c.id)
+            .with_for_update()
+        ).all()
+        connection.execute(
+            blocks.update().where(blocks.c.id.in_([row.id for row in found]), IS_OPEN).values(end_wish=who)
+        )
+        for workflow_id in {row.workflow_id for row in found}:
+            notify(connection, workflow_id, Topic.WORK)
+    return {row.id: BlockState(row.state) for row in found}
+
+
+def read_end(database: Database, block_id: int) -> BlockEnd | None:
+    """Return how a block ended; None while it is not over."""
+    with database.read() as connection:
+        row = connection.execute(
+            select(blocks, (blocks.c.ended_at - blocks.c.started_at).label("lived_s")).where(blocks.c.id == block_id)
+        ).one()
+    if row.ended_at is None:
+        return None
+    started = row.started_at is not None
+    wished = row.end_wish is not None or (started and row.job_state in {state.value for state in JOB_ENDED})
+    return BlockEnd(started, row.lived_s or 0.0, BlockState(row.state), row.reason or "", wished)
 
 
 def open_block(database: Database, block_id: int, host: str, pid: int) -> None:
@@ -62,6 +153,7 @@ def open_block(database: Database, block_id: int, host: str, pid: int) -> None:
         If the block does not wait for its launcher: it was ended, or has a launcher already.
     """
     with database.begin() as connection:
+        _abandon(connection, block_id, "ended before its launcher came", blocks.c.end_wish.is_not(None))
         opened = connection.execute(
             blocks.update()
             .where(blocks.c.id == block_id, blocks.c.state == BlockState.REQUESTED.value)
@@ -72,9 +164,9 @@ def open_block(database: Database, block_id: int, host: str, pid: int) -> None:
                 started_at=clock(),
                 lease_until=clock() + blocks.c.lease_s,
             )
-        )
-        if opened.rowcount != 1:
-            raise BalsamError(f"block {block_id} does not wait for a launcher: it is over, or has one already")
+        ).rowcount
+    if opened != 1:
+        raise BalsamError(f"block {block_id} does not wait for a launcher: it is over, or has one already")
 
 
 def close_block(database: Database, block_id: int, reason: str) -> None:
@@ -90,11 +182,7 @@ def close_block(database: Database, block_id: int, reason: str) -> None:
 def abandon_block(database: Database, block_id: int, reason: str) -> None:
     """Record that a block is over whose launcher never came. One that came speaks for itself, or loses its lease."""
     with database.begin() as connection:
-        connection.execute(
-            blocks.update()
-            .where(blocks.c.id == block_id, blocks.c.state == BlockState.REQUESTED.value)
-            .values(state=BlockState.ENDED.value, ended_at=clock(), reason=reason)
-        )
+        _abandon(connection, block_id, reason)
 
 
 def reap(database: Database) -> list[int]:
@@ -115,7 +203,7 @@ def reap(database: Database) -> list[int]:
     for block_id, workflow_id in overdue:
         with database.begin() as connection:
             still = connection.execute(
-                select(blocks.c.id)
+                select(blocks.c.id, blocks.c.job_state, blocks.c.job_reason)
                 .where(
                     blocks.c.id == block_id,
                     blocks.c.state == BlockState.RUNNING.value,
@@ -124,7 +212,7 @@ def reap(database: Database) -> list[int]:
                 .with_for_update(skip_locked=True)
             ).first()
             if still:
-                _end(connection, block_id, workflow_id, BlockState.LOST, "its launcher was not heard of for a lease")
+                _end(connection, block_id, workflow_id, *_how_lost(still.job_state, still.job_reason))
                 lost.append(block_id)
     return lost
 
@@ -134,9 +222,35 @@ def statuses(database: Database, block_ids: list[int]) -> list[BlockStatus]:
     with database.read() as connection:
         held = select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
         rows = connection.execute(
-            select(blocks.c.id, blocks.c.name, blocks.c.state, held.label("held")).where(blocks.c.id.in_(block_ids))
+            select(
+                blocks.c.id,
+                blocks.c.name,
+                blocks.c.state,
+                held.label("held"),
+                case(
+                    (and_(IS_RUNNING, blocks.c.lease_until >= clock()), clock() - blocks.c.started_at), else_=0.0
+                ).label("served_s"),
+            ).where(blocks.c.id.in_(block_ids))
         )
-        return [BlockStatus(row.id, row.name, BlockState(row.state), row.held) for row in rows]
+        return [BlockStatus(row.id, row.name, BlockState(row.state), row.held, row.served_s) for row in rows]
+
+
+def _how_lost(job_state: str | None, job_reason: str | None) -> tuple[BlockState, str]:
+    """Return how a block ended whose launcher is silent: what ended its job is not its tasks' fault, if it is known."""
+    silent = "its launcher was not heard of for a lease"
+    if job_state in {state.value for state in JOB_ENDED}:
+        return BlockState.ENDED, f"its job was ended: {job_reason or job_state}"
+    if job_state in {state.value for state in JOB_OVER}:
+        return BlockState.LOST, f"{silent}; its job is over: {job_reason or job_state}"
+    return BlockState.LOST, silent
+
+
+def _abandon(connection: Connection, block_id: int, reason: str, *conditions: ColumnElement[bool]) -> None:
+    connection.execute(
+        blocks.update()
+        .where(blocks.c.id == block_id, blocks.c.state == BlockState.REQUESTED.value, *conditions)
+        .values(state=BlockState.ENDED.value, ended_at=clock(), reason=reason)
+    )
 
 
 def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockState, reason: str) -> None:

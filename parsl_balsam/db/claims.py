@@ -42,6 +42,7 @@ class Exchange:
     at: float  #: the database's clock, seconds since the epoch
     more: bool  #: there are, or may be, more tasks like those wished for
     unserved: Unserved | None  #: a task that is ready, where the launcher's wishes have found none
+    end_wish: str | None = None  #: who wants the block ended
 
 
 class LeaseLost(Exception):
@@ -83,7 +84,7 @@ class ClaimStore:
             If the block was reaped. Nothing was written.
         """
         with self._database.begin() as connection:
-            at, superseded = self._renew(connection)
+            at, superseded, end_wish = self._renew(connection)
             if bool(starts) + bool(ends) + bool(releases) > 1:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
                 touched: list[AttemptStart | AttemptEnd | Release] = [*starts, *ends, *releases]
@@ -93,17 +94,18 @@ class ClaimStore:
             released = self._release(connection, releases, at)
             if shape is not None:
                 self._describe(connection, shape, at)
-            claimed, more = ([], False) if superseded else self._claim(connection, wishes, at)
+            leaving = superseded or end_wish is not None
+            claimed, more = ([], False) if leaving else self._claim(connection, wishes, at)
             cancelled = list(connection.execute(_TO_CANCEL, {"block": self._block_id}).scalars())
             wait, unserved = None, None
-            if wishes and not superseded and not more:
+            if wishes and not leaving and not more:
                 wait = self._next_ready(connection, wishes[-1], at)
                 unserved = None if claimed else self._unserved(connection, at)
             if written:
                 notify(connection, self._workflow_id, Topic.FINISHED)
             if released or any(end.outcome is not Outcome.DONE for end in written):
                 notify(connection, self._workflow_id, Topic.WORK)  # some of them may be ready again
-        return Exchange(claimed, cancelled, wait, superseded, at, more, unserved)
+        return Exchange(claimed, cancelled, wait, superseded, at, more, unserved, end_wish)
 
     def functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return stored functions by digest."""
@@ -124,7 +126,7 @@ class ClaimStore:
             If the block was reaped. Nothing was written.
         """
         with self._database.begin() as connection:
-            at, _ = self._renew(connection)
+            at, _, _ = self._renew(connection)
             strays = connection.execute(
                 select(tasks.c.id, tasks.c.attempts, tasks.c.token, tasks.c.cancel_requested)
                 .where(
@@ -147,15 +149,15 @@ class ClaimStore:
                 notify(connection, self._workflow_id, Topic.FINISHED)
         return len(strays)
 
-    def _renew(self, connection: Connection) -> tuple[float, bool]:
+    def _renew(self, connection: Connection) -> tuple[float, bool, str | None]:
         """Renew the lease and lock it, so that nobody reaps the block before this transaction ends.
 
-        Return the database's clock, and whether a later run drives the workflow.
+        Return the database's clock, whether a later run drives the workflow, and who wants the block ended.
         """
         row = connection.execute(_RENEW, {"workflow": self._workflow_id, "block": self._block_id}).first()
         if row is None:
             raise LeaseLost(f"block {self._block_id} lost its lease")
-        return float(row.at), bool(row.superseded)
+        return float(row.at), bool(row.superseded), row.end_wish
 
     def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart], at: float) -> None:
         if not starts:
@@ -288,7 +290,7 @@ _RENEW = (
     blocks.update()
     .where(blocks.c.id == bindparam("block"), blocks.c.state == BlockState.RUNNING.value)
     .values(lease_until=clock() + blocks.c.lease_s)
-    .returning(clock().label("at"), (blocks.c.run_id != _current_run).label("superseded"))
+    .returning(clock().label("at"), (blocks.c.run_id != _current_run).label("superseded"), blocks.c.end_wish)
 )
 
 _LOCK = select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update()

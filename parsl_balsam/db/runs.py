@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from parsl_balsam.db.connect import Database, clock
-from parsl_balsam.db.schema import runs, workflows
+from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, blocks, runs, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import ConfigurationError, WorkflowBusy, WorkflowLost
 from parsl_balsam.model.retry import RetryPolicy
@@ -30,12 +30,27 @@ class Driver:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A block of an earlier run that waits or runs."""
+
+    block_id: int
+    tag: str  #: name of its batch job
+    scheduler: str | None  #: which kind of provider requested it; None = somebody started it by hand
+    job_id: str | None  #: None where the run died before it learned it
+    script: str | None  #: that was submitted
+    running: bool  #: whether its launcher has come
+    order: str | None  #: what its launcher was told, JSON
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a user's script on a workflow."""
 
     run_id: int
     workflow_id: int
     finish: int  #: the last transaction that ended tasks before this run began
+    adopted: tuple[OpenJob, ...] = ()  #: blocks of earlier runs that work for this one now
+    left: tuple[OpenJob, ...] = ()  #: those that do not: they finish what they have begun
 
 
 def begin_run(
@@ -48,11 +63,20 @@ def begin_run(
     policy: RetryPolicy,
     lease_s: float,
     launch_order: str | None = None,
+    block_rules: str | None = None,
+    adopts: Callable[[OpenJob], bool] = lambda _: False,
 ) -> Run:
     """Make a process the only driver of a workflow.
 
     A driver known to be dead is succeeded at once. One that cannot be looked at, on another host, is given the rest of
     its lease to show that it lives.
+
+    Parameters
+    ----------
+    launch_order, block_rules
+        JSON, see `parsl_balsam.model.launch` and `parsl_balsam.providers.rules`.
+    adopts
+        Tells which of the open blocks of earlier runs this one takes over. It is called within the transaction.
 
     Raises
     ------
@@ -65,7 +89,9 @@ def begin_run(
             workflow = _workflow(connection, name, label)
             holder = _holder(connection, workflow.current_run)
             if holder is None or is_dead(_driver(holder)):
-                return _take_over(connection, workflow, parsl_run_id, driver, policy, lease_s, launch_order)
+                run = _take_over(connection, workflow, parsl_run_id, driver, policy, lease_s, launch_order, block_rules)
+                # In the same transaction: a launcher that sees that it works for an earlier run leaves.
+                return _adopt(connection, run, adopts)
             rest = holder.lease_until - connection.execute(select(clock())).scalar_one()
         same_host = holder.host_key == driver.host_key
         if same_host or (heard is not None and holder.lease_until != heard):
@@ -176,6 +202,7 @@ def _take_over(
     policy: RetryPolicy,
     lease_s: float,
     launch_order: str | None,
+    block_rules: str | None,
 ) -> Run:
     connection.execute(
         update(runs).where(runs.c.workflow_id == workflow.id, runs.c.ended_at.is_(None)).values(ended_at=clock())
@@ -191,6 +218,7 @@ def _take_over(
             pid_started=driver.pid_started,
             retry_policy=json.dumps(policy.to_dict()),
             launch_order=launch_order,
+            block_rules=block_rules,
             started_at=clock(),
             lease_until=clock() + lease_s,
         )
@@ -199,6 +227,29 @@ def _take_over(
     connection.execute(workflows.update().where(workflows.c.id == workflow.id).values(current_run=run_id))
     notify(connection, workflow.id, Topic.WORK)  # launchers of the run before learn that they are superseded
     return Run(run_id, workflow.id, workflow.last_finish)
+
+
+def _adopt(connection: Connection, run: Run, adopts: Callable[[OpenJob], bool]) -> Run:
+    rows = connection.execute(
+        select(
+            blocks.c.id.label("block_id"),
+            blocks.c.tag,
+            blocks.c.scheduler,
+            blocks.c.job_id,
+            blocks.c.script,
+            IS_RUNNING.label("running"),
+            runs.c.launch_order.label("order"),
+        )
+        .join(runs, runs.c.id == blocks.c.run_id)
+        .where(blocks.c.workflow_id == run.workflow_id, IS_OPEN, blocks.c.end_wish.is_(None))
+        .order_by(blocks.c.id)
+    )
+    found = [OpenJob(**{**row, "running": bool(row["running"])}) for row in rows.mappings()]
+    adopted = tuple(job for job in found if adopts(job))
+    connection.execute(
+        blocks.update().where(blocks.c.id.in_([job.block_id for job in adopted])).values(run_id=run.run_id)
+    )
+    return replace(run, adopted=adopted, left=tuple(job for job in found if job not in adopted))
 
 
 def _busy(name: str, label: str, holder: Any) -> str:

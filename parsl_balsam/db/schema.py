@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: Raised by one whenever the tables change.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 metadata = MetaData()
 
@@ -43,6 +43,10 @@ workflows = Table(
     Column("current_run", BigInteger),
     # The number of the last transaction that ended tasks. Its row lock makes these numbers grow in commit order.
     Column("last_finish", BigInteger, nullable=False, server_default=text("0")),
+    # While its queue takes no blocks, or they die at once, no other is requested.
+    Column("pause_count", Integer, nullable=False, server_default=text("0")),
+    Column("pause_until", Float),
+    Column("pause_why", Text),
     UniqueConstraint("name", "label"),
 )
 
@@ -59,6 +63,8 @@ runs = Table(
     Column("retry_policy", Text, nullable=False),
     # What launchers started by hand must know, as JSON.
     Column("launch_order", Text),
+    # The rules by which its blocks are requested, as JSON.
+    Column("block_rules", Text),
     Column("started_at", Float, nullable=False),
     Column("lease_until", Float, nullable=False),
     Column("ended_at", Float),
@@ -78,8 +84,21 @@ blocks = Table(
     Column("workflow_id", ForeignKey("workflows.id"), nullable=False, index=True),
     Column("run_id", ForeignKey("runs.id"), nullable=False),
     Column("name", Text, nullable=False),
+    # The name of its batch job, by which it is found when the script dies before it learns the job's id.
     Column("tag", Text, nullable=False, unique=True),
+    Column("scheduler", Text),
     Column("job_id", Text),
+    Column("script", Text),
+    # What was asked for, and why.
+    Column("queue", Text),
+    Column("requested_nodes", Integer),
+    Column("walltime_min", Float),
+    Column("why", Text),
+    # What the scheduler said last.
+    Column("job_state", Text),
+    Column("job_reason", Text),
+    # Who wants it ended before its time.
+    Column("end_wish", Text),
     Column("state", Text, nullable=False),
     Column("host", Text),
     Column("pid", Integer),
@@ -98,6 +117,7 @@ blocks = Table(
 )
 #: Spelled out for the same reason as `IS_READY`.
 IS_RUNNING = blocks.c.state == text("'running'")
+IS_OPEN = blocks.c.state.in_(["requested", "running"])
 Index(
     "blocks_by_lease",
     blocks.c.lease_until,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from parsl_balsam.db.blocks import abandon_block
+from parsl_balsam.db.blocks import abandon_block, requested_walltime
 from parsl_balsam.db.claims import LeaseLost
 from parsl_balsam.db.connect import open_database
 from parsl_balsam.launcher.block import prepare
@@ -22,6 +23,8 @@ def main() -> int:
     try:
         order = LaunchOrder.loads(order_file.read_text())
         database = open_database(order.database, create=False)
+        if (walltime_min := requested_walltime(database, block_id)) is not None:
+            order = replace(order, walltime_s=walltime_min * 60)
         try:
             parts = prepare(order, block_id)
         except BalsamError as error:

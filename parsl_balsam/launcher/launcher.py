@@ -271,6 +271,8 @@ class Launcher:
         if self._epoch is None:
             self._epoch = exchange.at - answer.renewed_at
         self._superseded = exchange.superseded
+        if exchange.end_wish is not None:
+            self.stop(f"ended by {exchange.end_wish}")
         self._renew_at = answer.renewed_at + self._order.lease_s / 5
         self._quiet_until = now + (now - answer.renewed_at) * _QUIET
         self._agents.lease_until = answer.renewed_at + self._order.lease_s * LEASE_SHARE

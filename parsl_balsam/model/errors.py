@@ -82,3 +82,13 @@ class TaskNotFound(BalsamError):
 
 class AllocationError(BalsamError):
     """The launcher cannot tell which nodes and cores it has. Set the variable that is named."""
+
+
+class SubmitRefused(BalsamError):
+    """The scheduler refused a block. The message has its own words; correct the provider's options, or wait if it is a
+    limit."""
+
+
+class SchedulerUnavailable(BalsamError):
+    """The scheduler's commands are missing or do not answer. Run where they are on the PATH, such as a login node, and
+    try them by hand."""

@@ -46,6 +46,10 @@ class LaunchOrder:
     agent_timeout_s: float = 120.0  #: a node whose agent has not reported after this time is left out
     own_job: bool = True  #: whether the batch job is for the launcher alone, and over when that is dead
 
+    def starts_alike(self, other: LaunchOrder) -> bool:
+        """Tell whether tasks run in blocks of the other order as they would in blocks of this one."""
+        return all(getattr(self, name) == getattr(other, name) for name in _WHAT_TASKS_SEE)
+
     def dumps(self) -> str:
         """Return it as JSON."""
         return json.dumps(asdict(self))
@@ -57,3 +61,6 @@ class LaunchOrder:
         given["python_path"] = tuple(given["python_path"])
         given["job_mode"] = JobMode(given["job_mode"])
         return cls(**given)
+
+
+_WHAT_TASKS_SEE = ("cores_per_node", "gpus_per_node", "python_path", "nodes", "mpi", "job_mode")

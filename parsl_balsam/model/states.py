@@ -37,6 +37,28 @@ class BlockState(str, Enum):
     LOST = "lost"  # its launcher's lease ran out and its tasks were taken back
 
 
+class JobState(str, Enum):
+    """Where a batch job is in its life, as its scheduler says."""
+
+    PENDING = "pending"  # waits for nodes
+    HELD = "held"  # waits for somebody to release it
+    RUNNING = "running"  # has nodes, or is being cleaned up
+    COMPLETED = "completed"  # ended by itself, in good order
+    FAILED = "failed"  # ended by itself with an error, or lost its nodes
+    CANCELLED = "cancelled"  # ended by a user's or an administrator's wish
+    TIMEOUT = "timeout"  # ended by its walltime, or preempted
+    MISSING = "missing"  # over; how it ended is not known
+
+
+#: States in which a job stays.
+JOB_OVER: frozenset[JobState] = frozenset(
+    {JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.TIMEOUT, JobState.MISSING}
+)
+
+#: Ends of jobs that say nothing against the tasks that ran there.
+JOB_ENDED: frozenset[JobState] = frozenset({JobState.CANCELLED, JobState.TIMEOUT})
+
+
 #: States in which a task stays unless the user says otherwise.
 TERMINAL: frozenset[TaskState] = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED})
 
