@@ -15,11 +15,30 @@ if TYPE_CHECKING:
     from parsl_balsam.model.current import current_task
     from parsl_balsam.model.resources import ResourceSpec
     from parsl_balsam.model.retry import RetryPolicy
+    from parsl_balsam.providers.cobalt import CobaltProvider
+    from parsl_balsam.providers.policy import NodeRange, Queue, QueuePolicy
+    from parsl_balsam.providers.slurm import SlurmProvider
 
-__all__ = ["BalsamExecutor", "ResourceSpec", "RetryPolicy", "cancel", "current_task"]
+__all__ = [
+    "BalsamExecutor",
+    "CobaltProvider",
+    "SlurmProvider",
+    "QueuePolicy",
+    "Queue",
+    "NodeRange",
+    "ResourceSpec",
+    "RetryPolicy",
+    "cancel",
+    "current_task",
+]
 
 _HOMES = {
     "BalsamExecutor": "parsl_balsam.executor.executor",
+    "CobaltProvider": "parsl_balsam.providers.cobalt",
+    "SlurmProvider": "parsl_balsam.providers.slurm",
+    "QueuePolicy": "parsl_balsam.providers.policy",
+    "Queue": "parsl_balsam.providers.policy",
+    "NodeRange": "parsl_balsam.providers.policy",
     "ResourceSpec": "parsl_balsam.model.resources",
     "RetryPolicy": "parsl_balsam.model.retry",
     "cancel": "parsl_balsam.executor.cancellation",

@@ -80,8 +80,8 @@ def record_block(
         return int(recorded.scalar_one())
 
 
-def record_job(database: Database, block_id: int, job_id: str, script: str | None = None) -> None:
-    """Record which batch job a block became, and the script that was submitted."""
+def record_job(database: Database, block_id: int, job_id: str | None, script: str | None = None) -> None:
+    """Record which batch job a block became, None as long as that is not known, and the script that was submitted."""
     with database.begin() as connection:
         connection.execute(blocks.update().where(blocks.c.id == block_id).values(job_id=job_id, script=script))
 

@@ -28,12 +28,14 @@ from parsl_balsam.db.connect import open_database, resolve
 from parsl_balsam.db.drivers import is_dead, this_process
 from parsl_balsam.db.runs import begin_run, end_run
 from parsl_balsam.db.tasks import TaskStore
+from parsl_balsam.executor.adoption import can_adopt
 from parsl_balsam.executor.blocks import BlockBook, write_order
 from parsl_balsam.executor.calls import CallBook, TaskFuture
 from parsl_balsam.executor.completion import Completion
 from parsl_balsam.executor.heartbeat import Heartbeat
 from parsl_balsam.executor.limits import limits_of, take_launcher, walltime_of
 from parsl_balsam.executor.pending import Pending
+from parsl_balsam.executor.planner import Planner
 from parsl_balsam.executor.scaling import ScalingExecutor
 from parsl_balsam.executor.submission import ReuseCounts, Submission
 from parsl_balsam.model.errors import (
@@ -46,6 +48,9 @@ from parsl_balsam.model.launch import JobMode, LaunchOrder
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import RetryPolicy
 from parsl_balsam.model.states import TaskState
+from parsl_balsam.providers.batch import BatchProvider
+from parsl_balsam.providers.policy import QueuePolicy
+from parsl_balsam.providers.rules import BlockRules
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +108,15 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
     lease_s
         After this time without a sign of life, in seconds, a launcher's tasks are given to others, and a run on another
         host may be succeeded.
+    queue_policy
+        The queues' rules, by which each block is sized for the tasks that wait. Without it all blocks have the
+        provider's ``nodes_per_block`` and ``walltime``, and Parsl's strategy decides how many there are.
+    on_exit
+        What becomes of blocks when the script ends: ``cancel`` ends them, ``keep`` lets them go on with what is ready.
+        Those of a script that was killed go on, too; the next run of the workflow adopts them.
+    block_pause_s
+        After a block was refused or died at once no other is requested for this time, seconds, doubled each time up to
+        an hour. Tasks stay ready meanwhile.
     working_dir
         Where Parsl's staging providers put files.
     storage_access
@@ -110,7 +124,8 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
     remote_monitoring_radio
         How tasks report to Parsl's monitoring. By default through the file system.
     block_error_handler
-        As in other Parsl executors: True for Parsl's own judgement of failing blocks, False for none, or a function.
+        True to have Parsl fail all calls when all blocks have failed; a function to judge them yourself. By default
+        failing blocks only make pauses, see `block_pause_s`.
 
     Raises
     ------
@@ -137,10 +152,13 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         task_defaults: dict[str, Any] | None = None,
         idle_timeout_s: float = 300.0,
         lease_s: float = 30.0,
+        queue_policy: QueuePolicy | None = None,
+        on_exit: Literal["cancel", "keep"] = "cancel",
+        block_pause_s: float = 60.0,
         working_dir: str | None = None,
         storage_access: list[Staging] | None = None,
         remote_monitoring_radio: RadioConfig | None = None,
-        block_error_handler: bool | Callable[[BlockProviderExecutor, dict[str, JobStatus]], None] = True,
+        block_error_handler: bool | Callable[[BlockProviderExecutor, dict[str, JobStatus]], None] = False,
     ) -> None:
         super().__init__(provider=provider or LocalProvider(), block_error_handler=block_error_handler)
         if retry is not None and (max_retries, max_crashes) != (0, 3):
@@ -152,12 +170,18 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             "lease_s": lease_s,
             "cores_per_node": cores_per_node,
             "agent_timeout_s": agent_timeout_s,
+            "block_pause_s": block_pause_s,
         }
         for name, value in positive.items():
             if value is not None and value <= 0:
                 raise ConfigurationError(f"{name}={value!r} must be greater than zero")
         if gpus_per_node is not None and gpus_per_node < 0:
             raise ConfigurationError(f"gpus_per_node={gpus_per_node!r} must not be negative")
+        if queue_policy is not None and not isinstance(self.provider, BatchProvider):
+            raise ConfigurationError(
+                f"queue_policy sizes each block, and {type(self.provider).__name__} makes all of one size: "
+                "use SlurmProvider or CobaltProvider of parsl_balsam"
+            )
         take_launcher(self.provider)
         self._address = resolve(os.fspath(database))
         if self._address.get_backend_name() == "sqlite" and not isinstance(self.provider, LocalProvider):
@@ -180,16 +204,18 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self.task_defaults = task_defaults
         self.idle_timeout_s = idle_timeout_s
         self.lease_s = lease_s
+        self.queue_policy = queue_policy
+        self.on_exit = on_exit
+        self.block_pause_s = block_pause_s
         self.working_dir = working_dir
         self.storage_access = storage_access
         self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
         self._policy = retry or RetryPolicy(max_retries=max_retries, max_crashes=max_crashes)
         self._defaults = ResourceSpec.parse(task_defaults or {})
-        self._limits = limits_of(self.provider, cores_per_node, gpus_per_node, JobMode(job_mode))
+        self._limits = limits_of(self.provider, cores_per_node, gpus_per_node, JobMode(job_mode), queue_policy)
         self._calls = CallBook(structural=workflow is not None)
         self._pending = Pending()
         self._counting = threading.Lock()
-        self._outstanding = 0
         self._closed = False
 
     def start(self) -> None:
@@ -232,6 +258,8 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
                 self._policy,
                 self.lease_s,
                 order.dumps(),
+                self._rules().dumps(),
+                lambda job: can_adopt(self.provider, job, order),
             )
         except Exception:
             self._db.close()
@@ -242,11 +270,16 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         )
         self._submission = Submission(self._db, store, self._pending, self._completion, self._fail)
         self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
-        self._blocks = BlockBook(self._db, self._run, self.lease_s)
-        self._order_file = write_order(replace(order, database=self._db.address, workflow_id=self._run.workflow_id))
+        self._blocks = BlockBook(self._db, self._run, self.lease_s, self.block_pause_s)
+        if self.queue_policy is not None:
+            self._planner = Planner(self._db, self._run.workflow_id, self.queue_policy, self._limits)
+        self._order_file = self._write(order)
+        for job in self._run.adopted:
+            if job.order is not None and not job.running:  # the database may have moved since
+                self._write(LaunchOrder.loads(job.order))
         for thread in (self._completion, self._submission, self._heartbeat):
             thread.start()
-        self.start_first_blocks()
+        self.start_blocks(self._run)
 
     def submit(
         self, func: Callable[..., Any], resource_specification: dict[str, Any] | None, *args: Any, **kwargs: Any
@@ -277,7 +310,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             return future
         future.weight = self._limits.weight(spec)
         with self._counting:
-            self._outstanding += future.weight
+            self._work += future.weight
             self._tasks[future] = future
         self._submission.put(call, body, future)
         if self.bad_state_is_set and self._forget(future):  # it came about just now, without this future
@@ -297,21 +330,14 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         return self._submission.counts(app)
 
     def shutdown(self) -> None:
-        """Record what was submitted, stop local blocks, and give the workflow free. What has not run stays ready."""
+        """Record what was submitted, see the blocks off, and give the workflow free. What has not run stays ready."""
         if self._closed or not hasattr(self, "_run"):  # it never started
             super().shutdown()
             return
         self._closed = True
         self._submission.close(_SHUTDOWN_S)
-        try:
-            if self.bad_state_is_set:  # Parsl leaves the blocks of such an executor to themselves
-                self._cancel_blocks(self._live_blocks())
-            if isinstance(self.provider, LocalProvider):
-                self._blocks.wait_until_over(_SHUTDOWN_S)
-            for block_id in self._status:
-                self._blocks.note_over(block_id, "the run ended")
-        except Exception:
-            logger.exception("blocks could not be ended")
+        if self.on_exit == "cancel":
+            self.see_off_blocks(_SHUTDOWN_S)
         self._completion.close(_SHUTDOWN_S)
         for future in list(self._tasks):
             self._on_end(future, TaskState.READY)
@@ -325,10 +351,6 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             logger.warning("the end of the run could not be recorded: %s", error)
         self._db.close()
         super().shutdown()
-
-    def outstanding(self) -> int:
-        """Return how many cores the calls that wait or run need together: Parsl's strategies count slots of one."""
-        return self._outstanding
 
     @property
     def workers_per_node(self) -> int:
@@ -344,12 +366,20 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             self._forget(future)
             self._set_exception(future, BadStateException(self, exception))
 
+    def _rules(self) -> BlockRules:
+        """Return what the command line must know to tell which block would be requested."""
+        limits, provider = self._limits, self.provider
+        return BlockRules(limits.policy, limits.sized, provider.max_blocks, limits.cores, limits.gpus)
+
+    def _write(self, order: LaunchOrder) -> Path:
+        return write_order(replace(order, database=self._db.address, workflow_id=self._run.workflow_id))
+
     def _forget(self, future: TaskFuture) -> bool:
         """Count a call no more; return False if it was not counted."""
         with self._counting:
             if self._tasks.pop(future, None) is None:
                 return False
-            self._outstanding -= future.weight
+            self._work -= future.weight
             return True
 
     def _on_end(self, future: TaskFuture, state: TaskState) -> None:

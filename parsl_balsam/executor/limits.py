@@ -13,6 +13,7 @@ from parsl.providers.base import ExecutionProvider
 from parsl_balsam.model.errors import ConfigurationError, ImpossibleTask
 from parsl_balsam.model.launch import JobMode
 from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.providers.policy import QueuePolicy
 
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
@@ -25,6 +26,8 @@ class Limits:
     cores: int | None  #: of one node
     gpus: int | None  #: of one node
     parallel: bool  #: whether tasks of several ranks are run
+    policy: QueuePolicy | None = None  #: which blocks may be requested; None where they have no walltime
+    sized: bool = False  #: whether each block is sized for the tasks that wait; else all have one size
 
     def check(self, spec: ResourceSpec) -> None:
         """Refuse a call that no block could run.
@@ -34,11 +37,14 @@ class Limits:
         ImpossibleTask
             It needs more than any block has.
         """
-        if spec.num_nodes > self.nodes:
+        if not self.sized and spec.num_nodes > self.nodes:
             raise ImpossibleTask(
                 f"num_nodes={spec.num_nodes} is more than the {self.nodes} nodes of a block: "
                 "raise the provider's nodes_per_block, or ask for fewer"
             )
+        if self.policy is not None and (why := self.policy.refusal(spec.num_nodes, spec.walltime_min)):
+            larger = "the executor's queue_policy" if self.sized else "the provider's walltime"
+            raise ImpossibleTask(f"{why}: raise the limit in {larger}, or ask for less")
         if spec.is_parallel and not self.parallel:
             raise ImpossibleTask(
                 f"num_nodes={spec.num_nodes}, ranks_per_node={spec.ranks_per_node}: "
@@ -68,7 +74,11 @@ def _asked(spec: ResourceSpec, of_rank: str) -> str:
 
 
 def limits_of(
-    provider: ExecutionProvider, cores_per_node: int | None, gpus_per_node: int | None, mode: JobMode
+    provider: ExecutionProvider,
+    cores_per_node: int | None,
+    gpus_per_node: int | None,
+    mode: JobMode,
+    queue_policy: QueuePolicy | None = None,
 ) -> Limits:
     """Return the limits of a provider's blocks.
 
@@ -80,7 +90,13 @@ def limits_of(
     cores = cores_per_node or getattr(provider, "cores_per_node", None)
     if cores is None and isinstance(provider, LocalProvider):
         cores = len(os.sched_getaffinity(0))
-    return Limits(provider.nodes_per_block, cores, gpus_per_node, mode is not JobMode.SERIAL)
+    parallel = mode is not JobMode.SERIAL
+    if queue_policy is not None:
+        return Limits(queue_policy.most_nodes, cores, gpus_per_node, parallel, queue_policy, sized=True)
+    walltime_s = walltime_of(provider)
+    nodes = provider.nodes_per_block
+    policy = None if walltime_s is None else QueuePolicy.fixed(nodes, walltime_s / 60, provider.max_blocks)
+    return Limits(nodes, cores, gpus_per_node, parallel, policy)
 
 
 def walltime_of(provider: ExecutionProvider) -> float | None:

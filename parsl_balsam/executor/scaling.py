@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 import shlex
 import sys
+import threading
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from parsl.executors.status_handling import BlockProviderExecutor
-from parsl.jobs.states import JobState, JobStatus
+from parsl.jobs.states import JobState as ParslState
+from parsl.jobs.states import JobStatus
+from parsl.providers import LocalProvider
 
+from parsl_balsam.db.blocks import Requested
+from parsl_balsam.db.runs import OpenJob, Run
+from parsl_balsam.executor.adoption import adopt, scheduler_of
 from parsl_balsam.executor.blocks import BlockBook
+from parsl_balsam.executor.limits import walltime_of
+from parsl_balsam.executor.planner import Planner
+from parsl_balsam.model.blocks import BlockRequest
+from parsl_balsam.model.states import JobState
+from parsl_balsam.providers.batch import BatchProvider
 
 logger = logging.getLogger(__name__)
+
+#: How long launchers have to drain before the jobs of their blocks are cancelled, seconds.
+_DRAIN_S = 8.0
 
 
 class ScalingExecutor(BlockProviderExecutor):
@@ -22,24 +39,58 @@ class ScalingExecutor(BlockProviderExecutor):
     What Parsl's poller calls here never raises: it would end the poll, and the scaling of all other executors with it.
     """
 
+    label: str
+    idle_timeout_s: float
+    on_exit: Literal["cancel", "keep"]
     _blocks: BlockBook
     _order_file: Path
+    _planner: Planner | None = None  # None: all blocks have the provider's size
+    _asked: BlockRequest | None = None  # what the next block asks for, and why
+    _why: str | None = None
     _first_blocks_started = False
+    _poller: int | None = None
+    _work = 0  # cores that calls which wait or run need
 
-    def start_first_blocks(self) -> None:
-        """Request the initial blocks. Parsl's strategy would do it one strategy period later."""
-        super().scale_out_facade(self.provider.init_blocks)
-        self._first_blocks_started = True
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._nameless: set[str] = set()  # blocks whose jobs' ids are not known yet
+
+    def start_blocks(self, run: Run) -> None:
+        """Go on with the blocks of earlier runs, and request what is missing of the initial ones.
+
+        Parsl's strategy would request the initial ones one strategy period later.
+        """
+        for job in run.adopted:
+            if job.scheduler is not None:
+                self._adopt(str(self._block_id_counter.get_id()), job)
+        self._end_left(run)
+        if self._planner is None:
+            super().scale_out_facade(max(0, self.provider.init_blocks - len(self._status)))
+            self._first_blocks_started = True
+
+    def see_off_blocks(self, timeout: float) -> None:
+        """Wait until local blocks, which Parsl has told to end, are over, at most for a time, in seconds."""
+        try:
+            if self.bad_state_is_set:  # Parsl leaves the blocks of such an executor to themselves
+                self._cancel_blocks(self._live_blocks())
+            if isinstance(self.provider, LocalProvider):
+                self._blocks.wait_until_over(None, timeout)
+            for block_id in self._status:
+                self._blocks.note_end_by_run(block_id)
+        except Exception:
+            logger.exception("blocks could not be ended")
 
     def poll_facade(self) -> None:
-        """Look at the blocks, and request one if work came after the last one had ended for want of it."""
+        """Look at the blocks, and request one if there is work and none is left."""
+        self._poller = threading.get_ident()
         try:
             super().poll_facade()
-            for block_id, status in self._status.items():
-                if status.terminal:
-                    self._blocks.note_over(block_id, f"its job is over: {status.message or status.state.name}")
-            if self.outstanding() and self._ended_idle() and not self.bad_state_is_set:
-                super().scale_out_facade(1)
+            self._note_jobs()
+            if self._planner is not None:
+                self._planner.look()
+                self._cancel_unwanted(self._planner)
+            if self._work and self._none_is_left() and not self.bad_state_is_set:
+                self._request(1)
         except Exception:
             logger.exception("blocks could not be looked at")
 
@@ -50,13 +101,16 @@ class ScalingExecutor(BlockProviderExecutor):
             self._first_blocks_started = False
             return []
         try:
-            return super().scale_out_facade(n)  # type: ignore[no-any-return]
+            return self._request(n)
         except Exception:
             logger.exception("no block could be requested")
             return []
 
     def scale_in_facade(self, n: int, max_idletime: float | None = None) -> list[str]:
         """End blocks, those with the least work first. What runs there becomes ready again, at no cost."""
+        # Parsl ends all blocks at its end as a strategy ends idle ones, but not in the poller's thread.
+        if self.on_exit == "keep" and threading.get_ident() != self._poller:
+            return []
         try:
             return super().scale_in_facade(n)  # type: ignore[no-any-return]
         except Exception:
@@ -70,19 +124,83 @@ class ScalingExecutor(BlockProviderExecutor):
         except Exception:
             logger.exception("the block error handler failed")
 
+    def status(self) -> dict[str, JobStatus]:
+        """Return what is known of all blocks. The launcher's word counts more than what a scheduler has forgotten."""
+        found: dict[str, JobStatus] = super().status()
+        for block_id, status in found.items():
+            if status.state is ParslState.HELD:  # Parsl's strategies would request another beside it
+                found[block_id] = JobStatus(ParslState.PENDING, f"held: {status.message or 'no reason is given'}")
+        missing = [block_id for block_id, status in found.items() if status.state is ParslState.MISSING]
+        for block_id in self._blocks.served(missing) if missing else ():
+            found[block_id] = JobStatus(ParslState.RUNNING, found[block_id].message)
+        return found
+
+    def outstanding(self) -> int:
+        """Return how many cores the calls that wait or run need together: Parsl's strategies count slots of one.
+
+        With blocks sized by the work, it is what makes a strategy request one exactly if one is wanted.
+        """
+        if self._planner is None or not self._work:
+            return self._work
+        block: int = self.workers_per_node * self.provider.nodes_per_block
+        active = (ParslState.RUNNING, ParslState.PENDING)
+        slots: int = block * sum(status.state in active for status in self._status.values())
+        try:
+            wanted = self._planner.look().request is not None
+        except Exception:
+            logger.exception("what waits could not be counted")
+            wanted = False
+        parallelism: float = self.provider.parallelism
+        if wanted and parallelism > 0:
+            return math.ceil((slots + block) / parallelism)
+        return max(1, slots)
+
     def scale_in(self, blocks: int) -> list[str]:
         """End blocks, those with the least work first; return their ids."""
         return self._cancel_blocks(self._blocks.least_busy_first(self._live_blocks())[:blocks])
 
+    def _request(self, n: int) -> list[str]:
+        """Request at most so many blocks: none in a pause, and no more than the work that waits needs."""
+        if self._planner is None:
+            return [] if self._blocks.paused else super().scale_out_facade(n)
+        made: list[str] = []
+        while len(made) < n and not self._blocks.paused:
+            plan = self._planner.plan()
+            if plan.request is None:
+                break
+            self._asked, self._why = plan.request, plan.why
+            logger.info("requesting a block: %s", plan.why)
+            made += super().scale_out_facade(1)
+        return made
+
     def _launch_block(self, block_id: str) -> Any:
-        row = self._blocks.record(block_id)
+        provider, requested = self.provider, self._requested(block_id)
+        row = self._blocks.record(block_id, requested)
         try:
-            job_id = super()._launch_block(block_id)
+            if isinstance(provider, BatchProvider):
+                asked = self._asked or _usual(provider)
+                handle = provider.submit_block(self._get_launch_command(block_id), asked, requested.tag)
+            else:
+                handle = super()._launch_block(block_id)
         except Exception as error:
-            self._blocks.close(row, f"it could not be requested: {error}")
+            self._blocks.note_refusal(block_id, str(error))
             raise
-        self._blocks.note_job(row, str(job_id))
-        return job_id
+        finally:
+            self._asked = self._why = None
+        logger.info("block %d is requested as job %s", row, handle)
+        self._note_job(block_id, handle)
+        return handle
+
+    def _requested(self, block_id: str) -> Requested:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"parsl.{self.label}.block-{block_id}")
+        tag = f"{name}.{uuid.uuid4().hex[:16]}"
+        scheduler = scheduler_of(self.provider)
+        if self._asked is not None:
+            asked = self._asked
+            return Requested(tag, scheduler, asked.nodes, asked.walltime_min, asked.queue, self._why)
+        walltime_s = walltime_of(self.provider)
+        minutes = None if walltime_s is None else walltime_s / 60
+        return Requested(tag, scheduler, self.provider.nodes_per_block, minutes)
 
     def _get_launch_command(self, block_id: str) -> str:
         return (
@@ -90,18 +208,102 @@ class ScalingExecutor(BlockProviderExecutor):
             f"{shlex.quote(str(self._order_file))} {self._blocks.row(block_id)}"
         )
 
+    def _adopt(self, block_id: str, job: OpenJob) -> None:
+        handle = adopt(self.provider, job)
+        self.blocks_to_job_id[block_id] = handle
+        self.job_ids_to_block[handle] = block_id
+        self._status[block_id] = JobStatus(ParslState.PENDING)
+        self._blocks.adopt(block_id, job)
+        if job.job_id is None:
+            self._nameless.add(block_id)
+        logger.info("block %d (job %s) of an earlier run goes on", job.block_id, job.job_id or job.tag)
+
+    def _note_job(self, block_id: str, handle: str) -> None:
+        """Record a block's job, or that its id is not known yet."""
+        provider = self.provider
+        job_id = provider.job_id(handle) if isinstance(provider, BatchProvider) else str(handle)
+        if job_id is not None:
+            self._nameless.discard(block_id)
+        elif block_id in self._nameless:
+            return
+        else:
+            self._nameless.add(block_id)
+        resources = getattr(provider, "resources", {}).get(handle, {})
+        self._blocks.note_job(block_id, job_id, resources.get("script", resources.get("script_path")))
+
+    def _note_jobs(self) -> None:
+        """Record what the scheduler says of blocks."""
+        for block_id in list(self._nameless):
+            self._note_job(block_id, self.blocks_to_job_id[block_id])
+        for block_id, status in self._status.items():
+            if status.state is ParslState.SCALED_IN:
+                self._blocks.note_end_by_run(block_id)
+            elif status.state is not ParslState.UNKNOWN:
+                self._blocks.note_state(block_id, JobState[status.state.name], _reason(status))
+        self._blocks.judge_ends()
+
+    def _end_left(self, run: Run) -> None:
+        """Cancel blocks of earlier runs that still wait for nodes: tasks would not run there as they should.
+
+        Those that run finish what they have begun, and leave.
+        """
+        provider = self.provider
+        queued = [job for job in run.left if not job.running and job.scheduler == scheduler_of(provider)]
+        if not queued or not isinstance(provider, BatchProvider):
+            return
+        try:
+            self._blocks.end_left(queued)
+            taken = provider.cancel([adopt(provider, job) for job in queued])
+            self._blocks.abandon([job for job, done in zip(queued, taken, strict=True) if done])
+        except Exception:
+            logger.exception("blocks of an earlier run could not be cancelled")
+
+    def _cancel_unwanted(self, planner: Planner) -> None:
+        """Cancel blocks that wait in a queue while nothing has waited for them for long."""
+        if planner.idle_s < self.idle_timeout_s:
+            return
+        waiting = [block_id for block_id, status in self._status.items() if status.state is ParslState.PENDING]
+        for block_id in self._cancel_blocks(waiting):
+            self._status[block_id] = self._simulated_status[block_id] = JobStatus(ParslState.SCALED_IN)
+
     def _live_blocks(self) -> list[str]:
         return [block_id for block_id, status in self._status.items() if not status.terminal]
 
     def _cancel_blocks(self, block_ids: list[str]) -> list[str]:
         if not block_ids:
             return []
+        if not isinstance(self.provider, LocalProvider):  # whose launchers get the signal that makes them drain
+            try:
+                self._blocks.wish_end(block_ids)
+                self._blocks.wait_until_over(block_ids, _DRAIN_S)
+            except Exception:
+                logger.exception("blocks could not be drained")
         cancelled = self.provider.cancel([self.blocks_to_job_id[block_id] for block_id in block_ids])
         return [block_id for block_id, done in zip(block_ids, cancelled, strict=True) if done]
 
-    def _ended_idle(self) -> bool:
-        """Tell whether no block is left and the last one ended by itself. Strategy 'none' would not request another."""
-        if not self._status or self._live_blocks():
+    def _none_is_left(self) -> bool:
+        """Tell whether no block is left, though the strategy, 'none' for one, would not request another."""
+        if self._live_blocks() or not self.provider.max_blocks:
             return False
-        last = max(self._status, key=int)
-        return bool(self._status[last].state is JobState.COMPLETED)
+        if not self._status:
+            return self._planner is not None
+        newest = self._status[max(self._status, key=int)]
+        return bool(newest.state is not ParslState.SCALED_IN)
+
+
+def _usual(provider: BatchProvider) -> BlockRequest:
+    """Return what a provider asks for where nobody asks for something else."""
+    walltime_s = walltime_of(provider)
+    assert walltime_s is not None  # the provider has checked it
+    return BlockRequest(provider.nodes_per_block, math.ceil(walltime_s / 60))
+
+
+def _reason(status: JobStatus) -> str | None:
+    """Return how a job fares, or ended, with the last line of its errors if it failed."""
+    reason: str | None = status.message
+    if reason is None and status.exit_code is not None:
+        reason = f"exit code {status.exit_code}"
+    if status.state is ParslState.FAILED:
+        lines = [line.strip() for line in (status.stderr_summary or "").splitlines() if line.strip()]
+        reason = ": ".join(part for part in (reason, *lines[-1:]) if part) or None
+    return reason

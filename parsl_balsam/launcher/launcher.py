@@ -6,8 +6,6 @@ import logging
 import os
 import platform
 import selectors
-import signal
-import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from parsl_balsam.db.blocks import close_block, open_block
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.wakeup import Bell
+from parsl_balsam.launcher import signals
 from parsl_balsam.launcher.agents import LocalAgents
 from parsl_balsam.launcher.attempts import Attempts, Running
 from parsl_balsam.launcher.block import BlockParts
@@ -105,7 +104,7 @@ class Launcher:
             If the launcher was not heard of for a lease. Its tasks have been killed.
         """
         # From the moment the block is open it must be closed, whatever signal comes.
-        self._watch_signals()
+        self._signals = signals.watch(self._selector, lambda number: self.stop(signals.why(number, self._ends_at)))
         inherit_orphans()
         try:
             open_block(self._database, self._block_id, platform.node(), os.getpid())
@@ -350,16 +349,6 @@ class Launcher:
         """Return a time on the database's clock."""
         assert self._epoch is not None  # the first exchange comes before the first task
         return self._epoch + monotonic
-
-    def _watch_signals(self) -> None:
-        waker, sleeper = socket.socketpair()
-        waker.setblocking(False)
-        sleeper.setblocking(False)
-        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: self.stop(f"received {signal.Signals(received).name}"))
-        self._selector.register(sleeper, selectors.EVENT_READ, lambda: sleeper.recv(4096))
-        self._signal_sockets = (waker, sleeper)
 
     def _drain(self) -> None:
         """Stop what runs and record it, so that others can go on at once."""

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -83,6 +83,7 @@ InactiveLimit=0
 
 NodeName={names} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} State=UNKNOWN
 PartitionName=nodes Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=quick Nodes=ALL MaxNodes=1 MaxTime=5 State=UP OverSubscribe=NO
 """
 
 
@@ -228,6 +229,16 @@ class Cluster:
                 except psutil.NoSuchProcess:
                     pass
         return found
+
+    @contextmanager
+    def frozen_controller(self) -> Iterator[None]:
+        """Let no command be answered meanwhile; what runs on nodes goes on."""
+        (controller,) = [process for process in self.processes("controller") if process.name() == "slurmctld"]
+        controller.suspend()
+        try:
+            yield
+        finally:
+            controller.resume()
 
     def logs(self) -> str:
         """Return the last lines of all daemons' logs."""

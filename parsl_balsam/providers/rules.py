@@ -1,0 +1,39 @@
+"""By which rules the blocks of a run are requested, as the database keeps them for the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from parsl_balsam.providers.policy import QueuePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRules:
+    """All that decides which block is requested next, but for what waits."""
+
+    policy: QueuePolicy | None  #: None where blocks have no walltime: on this host
+    sized: bool  #: whether each block is sized for what waits; else Parsl's strategy counts blocks of one size
+    max_blocks: int
+    cores_per_node: int | None = None
+    gpus_per_node: int | None = None
+
+    def dumps(self) -> str:
+        """Return it as JSON."""
+        policy = None if self.policy is None else self.policy.to_dict()
+        return json.dumps(
+            {
+                "policy": policy,
+                "sized": self.sized,
+                "max_blocks": self.max_blocks,
+                "cores_per_node": self.cores_per_node,
+                "gpus_per_node": self.gpus_per_node,
+            }
+        )
+
+    @classmethod
+    def loads(cls, text: str) -> BlockRules:
+        """Read it back."""
+        given = json.loads(text)
+        given["policy"] = None if given["policy"] is None else QueuePolicy.from_dict(given["policy"])
+        return cls(**given)
