@@ -13,7 +13,7 @@ from parsl.executors.errors import BadStateException
 from parsl.jobs.states import JobState, JobStatus
 
 from parsl_balsam import BalsamExecutor, cancel
-from parsl_balsam.db.schema import attempts, blocks, tasks
+from parsl_balsam.db.schema import attempts, blocks, tasks, workflows
 from parsl_balsam.model.errors import RunEnded
 from tests.executor.conftest import Load
 from tests.executor.parsl_runs import (
@@ -215,13 +215,34 @@ def test_second_run_finishes_what_the_first_left(load: Load, tmp_path: Path) -> 
 
 
 def test_blocks_that_all_fail_fail_the_calls(load: Load) -> None:
-    run = load(QUICK, provider=QuickLocalProvider(worker_init="echo bad module >&2; exit 7"))
+    broken = QuickLocalProvider(worker_init="echo bad module >&2; exit 7")
+    run = load(QUICK, provider=broken, block_error_handler=True)
     call = add(1, 2)
     with pytest.raises(BadStateException, match=r"(?s)EXIT CODE: 7.*bad module"):
         call.result()
     with pytest.raises(Exception, match="EXIT CODE: 7"):
         add(2, 3).result()
     assert run.executor.outstanding() == 0
+
+
+def test_blocks_that_die_at_once_make_pauses(load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = tmp_path / "module"
+    broken = QuickLocalProvider(worker_init=f"[ -e {module} ] || {{ echo no module >&2; exit 7; }}")
+    run = load(QUICK, provider=broken, block_pause_s=0.2)
+    call = add(1, 2)
+    wait_for(lambda: len(run.rows(blocks)) >= 3, "three blocks")
+    (workflow,) = run.rows(workflows)
+    assert workflow.pause_count >= 2
+    for told in (workflow.pause_why, caplog.text):
+        assert "died at once: its job is over: exit code 7: no module" in told
+    assert run.state(call) == "ready"
+    assert run.rows(attempts) == []
+    module.touch()
+    assert call.result() == 3
+    served = len(run.rows(blocks))
+    run.executor.scale_in_facade(1)
+    wait_for(lambda: [row.pause_count for row in run.rows(workflows)] == [0], "the good block to be noted")
+    assert len(run.rows(blocks)) == served
 
 
 def test_two_executors_share_a_database_file(load: Load, tmp_path: Path) -> None:

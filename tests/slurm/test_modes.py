@@ -50,7 +50,9 @@ def test_mpi_block_starts_everything_by_the_launcher(slurm_run: Run, programs: d
 
 
 def test_task_that_takes_longer_than_the_block_waits_for_another(slurm_run: Run) -> None:
-    run = slurm_run(provider=provider(2, walltime="00:01:00", max_blocks=1))
+    # Slurm gives this block less time than its run has asked for.
+    shorter = provider(2, walltime="01:00:00", max_blocks=1, scheduler_options="#SBATCH --no-kill\n#SBATCH --time=1")
+    run = slurm_run(provider=shorter)
     assert command("true", parsl_resource_specification={"walltime_min": 0.1}).result() == 0
     long = command("true", parsl_resource_specification={"walltime_min": 30})
     wait_for(lambda: run.rows(blocks, blocks.c.state == "ended"), "the block to end")
@@ -59,6 +61,13 @@ def test_task_that_takes_longer_than_the_block_waits_for_another(slurm_run: Run)
     assert first.reason == f"it can start nothing more: {needs}"
     assert run.state(long) == "ready"
     assert run.rows(attempts, attempts.c.task_id == run.task_id(long)) == []
+
+
+def test_task_that_takes_longer_than_any_block_is_refused(slurm_run: Run) -> None:
+    run = slurm_run(provider=provider(2, walltime="00:10:00"))
+    with pytest.raises(ImpossibleTask, match=r"walltime_min=30 .*the provider's walltime"):
+        command("true", parsl_resource_specification={"walltime_min": 30}).result()
+    assert run.rows(tasks) == []
 
 
 def test_end_of_the_job_costs_its_tasks_nothing(slurm_run: Run) -> None:

@@ -1,0 +1,78 @@
+"""Blocks end before their work is done: the reason is kept, and tasks do not pay for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from parsl_balsam import SlurmProvider
+from parsl_balsam.db.schema import blocks, tasks
+from tests.executor.parsl_runs import ParslRun, wait_for
+from tests.slurm.cluster import Cluster
+from tests.slurm.ensembles import command
+from tests.slurm.test_lost_nodes import balsam
+
+Run = Callable[..., ParslRun]
+
+
+def provider() -> SlurmProvider:
+    return SlurmProvider(walltime="00:10:00", poll_interval_s=0.2, max_blocks=1)
+
+
+def start_first_attempt(run: ParslRun) -> tuple[object, str]:
+    """Have a task run whose first attempt does not end by itself; return its call and the block's job."""
+    call = command('[ "$BALSAM_ATTEMPT" != 1 ] || sleep 1000')
+    wait_for(lambda: run.rows(tasks, tasks.c.state == "running"), "the task to run")
+    (block,) = run.rows(blocks)
+    return call, block.job_id
+
+
+def reason_shown(run: ParslRun, block_id: int) -> str:
+    """Return what ``parsl-balsam blocks`` says of a block, with the remarks below its line."""
+    told = balsam("blocks", "--database", run.database).splitlines()
+    first = next(number for number, line in enumerate(told) if line.split()[:1] == [str(block_id)])
+    rest = [line for line in told[first + 1 :]]
+    others = [number for number, line in enumerate(rest) if line.split()[:1] == [str(block_id + 1)]]
+    return "\n".join([told[first], *rest[: others[0] if others else None]])
+
+
+def test_cancelled_job_costs_its_tasks_nothing(slurm_run: Run, cluster: Cluster) -> None:
+    run = slurm_run(provider=provider(), max_crashes=1)
+    call, job = start_first_attempt(run)
+    cluster.run("scancel", job)
+    assert call.result() == 0
+    assert [row.outcome for row in run.attempts(call)] == ["ended", "done"]
+    wait_for(lambda: run.rows(blocks, blocks.c.job_id == job, blocks.c.job_state == "cancelled"), "the job's end")
+    assert " cancelled " in reason_shown(run, 1)
+
+
+def test_job_of_a_node_that_failed_is_named(slurm_run: Run, cluster: Cluster) -> None:
+    run = slurm_run(provider=provider(), lease_s=5.0, max_retries=0)
+    call, job = start_first_attempt(run)
+    (block,) = run.rows(blocks)
+    cluster.kill_node(block.host if block.host in cluster.nodes else "n1")
+    assert call.result() == 0
+    assert [row.outcome for row in run.attempts(call)] == ["crash", "done"]
+    wait_for(lambda: run.rows(blocks, blocks.c.job_id == job, blocks.c.job_state == "failed"), "the job's end")
+    assert "node" in reason_shown(run, 1)
+
+
+def test_walltime_is_named(slurm_run: Run) -> None:
+    source = SlurmProvider(walltime="00:01:00", poll_interval_s=0.2, max_blocks=1)
+    run = slurm_run(provider=source, max_crashes=1)
+    call, job = start_first_attempt(run)
+    wait_for(lambda: run.rows(blocks, blocks.c.job_id == job, blocks.c.state == "ended"), "the block to end", 90.0)
+    assert call.result() == 0
+    assert [row.outcome for row in run.attempts(call)] == ["ended", "done"]
+    assert "its batch job is about to end" in reason_shown(run, 1)
+
+
+def test_user_ends_a_block(slurm_run: Run, cluster: Cluster) -> None:
+    run = slurm_run(provider=provider(), max_crashes=1, workflow="ended")
+    call, job = start_first_attempt(run)
+    (block,) = run.rows(blocks)
+    balsam("blocks", "cancel", str(block.id), "--database", run.database)
+    assert call.result() == 0
+    assert [row.outcome for row in run.attempts(call)] == ["ended", "done"]
+    (ended,) = run.rows(blocks, blocks.c.id == block.id)
+    assert (ended.state, ended.job_id) == ("ended", job)
+    assert ended.reason.startswith("ended by ")
