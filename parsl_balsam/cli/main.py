@@ -1,4 +1,4 @@
-"""``parsl-balsam``: look at tasks, retry and cancel them, run them on nodes you hold, and run a database server."""
+"""``parsl-balsam``: look at tasks and blocks, act on them, check configurations, and run a database server."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 import click
 
 from parsl_balsam.cli.actions import cancel, retry
+from parsl_balsam.cli.blocks import blocks
+from parsl_balsam.cli.check import check
 from parsl_balsam.cli.db import db
 from parsl_balsam.cli.demo import demo
 from parsl_balsam.cli.launcher import launcher
+from parsl_balsam.cli.plan import plan
 from parsl_balsam.cli.tasks import events, show, status, tasks
 from parsl_balsam.model.errors import BalsamError
 
@@ -30,5 +33,5 @@ def main() -> None:
     """See what becomes of the tasks of your Parsl workflows, and act on them."""
 
 
-for command in (status, tasks, show, events, retry, cancel, launcher, db, demo):
+for command in (status, tasks, show, events, retry, cancel, blocks, plan, check, launcher, db, demo):
     main.add_command(command)

@@ -29,6 +29,7 @@ def print_table(
     *,
     numbers: Sequence[str] = (),
     elastic: Sequence[str] = (),
+    notes: Sequence[str | None] = (),
 ) -> None:
     """Print a table, one line a row.
 
@@ -38,6 +39,8 @@ def print_table(
         Headings of columns that are aligned to the right.
     elastic
         Headings of columns that are cut first where the terminal is too narrow.
+    notes
+        What is said below each row, in full; None for nothing.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
@@ -53,8 +56,12 @@ def print_table(
     screen = console()
     with screen.capture() as lines:
         screen.print(table)
-    for line in lines.get().splitlines():
+    written = lines.get().splitlines()
+    below = [None] * (len(written) - len(notes)) + list(notes)
+    for line, note in zip(written, below, strict=True):
         click.echo(line.rstrip())
+        if note:
+            click.echo(f"       {one_line(note)}")
 
 
 def print_fields(fields: Iterable[tuple[str, object]], indent: int = 0) -> None:
@@ -115,6 +122,15 @@ def duration(seconds: float | None) -> str | None:
     if days:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def minutes(count: float | None) -> str | None:
+    """Return a time span that is counted in minutes."""
+    if count is None:
+        return None
+    hours, rest = divmod(count, 60)
+    parts = ([f"{hours:.0f} h"] if hours else []) + ([f"{rest:g} min"] if rest or not hours else [])
+    return " ".join(parts)
 
 
 def size(count: int | None) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import click
 
+from parsl_balsam.cli.blocks import print_pauses
 from parsl_balsam.cli.feed import EventFeed
 from parsl_balsam.cli.options import database_option, json_option, opened, take_back_lost, workflow_option
 from parsl_balsam.cli.output import (
@@ -25,6 +26,7 @@ from parsl_balsam.cli.output import (
 from parsl_balsam.db import history
 from parsl_balsam.db.drivers import is_dead
 from parsl_balsam.db.history import AttemptRecord, Event, TaskRecord
+from parsl_balsam.db.pauses import paused_workflows
 from parsl_balsam.db.service import OpenBlock, OpenRun, open_blocks, open_runs, waiting_sizes
 from parsl_balsam.model.shares import Share, compress
 from parsl_balsam.model.states import TaskState
@@ -51,6 +53,7 @@ def status(workflow: str | None, as_json: bool, database: str) -> None:
         blocks = open_blocks(db, workflow)
         runs = [run for run in open_runs(db, workflow) if not is_dead(run.driver)]
         waiting = waiting_sizes(db, workflow)
+        paused = paused_workflows(db, workflow)
     names = [state.value for state in counts]
     print_table(names, [list(counts.values())], numbers=names)
     _print_runs(runs)
@@ -60,6 +63,7 @@ def status(workflow: str | None, as_json: bool, database: str) -> None:
     for nodes, count, why in waiting:
         what = f"{count} ready {'task' if count == 1 else 'tasks'} of {nodes} {'node' if nodes == 1 else 'nodes'}"
         click.echo(f"{what} {'waits' if count == 1 else 'wait'} {one_line(why)}.")
+    print_pauses(paused.values())
 
 
 @click.command("tasks", short_help="List tasks.")

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, selec
 
 from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.runs import Driver
-from parsl_balsam.db.schema import IS_READY, blocks, runs, tasks, workflows
+from parsl_balsam.db.schema import IS_OPEN, IS_READY, blocks, runs, tasks, workflows
 from parsl_balsam.model.errors import ConfigurationError
 from parsl_balsam.model.states import BlockState
 from parsl_balsam.model.waiting import OpenRoom, why_it_waits
@@ -73,7 +73,7 @@ def open_blocks(database: Database, workflow: str | None = None) -> list[OpenBlo
             (blocks.c.ends_at - clock()).label("time_left_s"),
         )
         .join(workflows, workflows.c.id == blocks.c.workflow_id)
-        .where(_IS_OPEN)
+        .where(IS_OPEN)
         .order_by(blocks.c.id)
     )
     with database.read() as connection:
@@ -153,7 +153,7 @@ def open_rooms(connection: Connection, workflow_ids: Sequence[int]) -> list[Open
     """Return the open blocks of workflows, as far as they matter to tasks that wait."""
     rows = connection.execute(
         select(blocks.c.id, blocks.c.job_id, blocks.c.nodes, blocks.c.ends_at, blocks.c.lost_nodes)
-        .where(blocks.c.workflow_id.in_(workflow_ids), _IS_OPEN)
+        .where(blocks.c.workflow_id.in_(workflow_ids), IS_OPEN)
         .order_by(blocks.c.id)
     ).all()
     at = now(connection)
@@ -176,4 +176,7 @@ def of_workflow(connection: Connection, name: str | None, column: ColumnElement[
     return [column.in_(ids)]
 
 
-_IS_OPEN = blocks.c.state.in_([BlockState.REQUESTED.value, BlockState.RUNNING.value])
+def block_rules(database: Database, run_id: int) -> str | None:
+    """Return the rules by which a run requests blocks, as JSON; None if it has left none."""
+    with database.read() as connection:
+        return connection.execute(select(runs.c.block_rules).where(runs.c.id == run_id)).scalar()
