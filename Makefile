@@ -21,9 +21,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# How well tasks are packed: a simulation of up to 4,096 nodes, and four real Slurm nodes on this machine.
+# How well tasks and blocks are packed: a simulation of up to 4,096 nodes, and four real Slurm nodes on this machine.
 bench: $(VENV)/.test packages
 	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.utilisation
 
 # Without root or sudo the tests that need them are skipped, and say what to install.

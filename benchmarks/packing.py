@@ -12,29 +12,11 @@ import time
 from collections import Counter
 
 from benchmarks.placement import log_uniform, run_ensemble
+from configs.theta import POLICY
 from parsl_balsam.model.demand import Demand, TaskGroup
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.providers.ensemble import Plan, pack, plan_all
-from parsl_balsam.providers.policy import NodeRange, Queue, QueuePolicy
 
-#: The queues of Theta at Argonne, as they were published: nodes, and minutes of a job.
-THETA = QueuePolicy(
-    (
-        Queue(
-            (
-                NodeRange(128, 255, 180, 30),
-                NodeRange(256, 383, 360, 30),
-                NodeRange(384, 639, 540, 30),
-                NodeRange(640, 801, 720, 30),
-                NodeRange(802, 4392, 1440, 30),
-            ),
-            "default",
-            max_queued=20,
-            max_running=10,
-        ),
-        Queue((NodeRange(1, 16, 60),), "debug-cache-quad", max_queued=1, max_running=1),
-    )
-)
 CORES = 64
 
 #: Part of the tasks that take one core; the others take as many small as large numbers of nodes.
@@ -67,7 +49,7 @@ def launched_min(plan: Plan) -> float:
         for group in plan.groups
         for _ in range(group.count)
     ]
-    return THETA.startup_min + run_ensemble(specs, plan.request.nodes, CORES).took_s / 60
+    return POLICY.startup_min + run_ensemble(specs, plan.request.nodes, CORES).took_s / 60
 
 
 def main() -> None:
@@ -78,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
 
     demand = ensemble(options.tasks, options.seed, options.widest, 5)
-    plans = plan_all(demand, THETA, (), 0.0)
+    plans = plan_all(demand, POLICY, (), 0.0)
     print(
         f"{options.tasks:,} tasks in {len(demand.groups)} groups, of one core to {options.widest} nodes, 5 to 120 min"
     )
@@ -99,7 +81,7 @@ def main() -> None:
         took: list[float] = []
         for _ in range(5):
             began = time.perf_counter()
-            pack(demand, THETA, (), 0.0)
+            pack(demand, POLICY, (), 0.0)
             took.append(time.perf_counter() - began)
         print(f"{tasks:8,} {len(demand.groups):7,} {1000 * min(took):18.1f}", flush=True)
 

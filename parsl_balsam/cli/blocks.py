@@ -237,7 +237,7 @@ def _scheduler(name: str | None) -> Scheduler | None:
     from parsl_balsam.providers.slurm import SlurmProvider
 
     providers = [provider for provider in (SlurmProvider, CobaltProvider) if provider.scheduler == name]
-    return providers[0]()._scheduler if providers else None
+    return providers[0]().dialect if providers else None
 
 
 def _warn_of_others(database: Database, ended: Sequence[BlockLine]) -> None:

@@ -209,11 +209,10 @@ def _check_script(
     words = (sys.executable, "-m", "parsl_balsam.launcher", str(order), "1")
     command = f"PARSL_WORKER_BLOCK_ID=0 exec {shlex.join(words)}"
     name = f"parsl.{executor.label}.block-0"
-    script = provider.render(command, request, name)
+    argv, script = provider.preview(command, request, name)
     click.echo(f"The script of {what} ({_nodes(request.nodes)} for {request.walltime_min} min):")
     _show(script)
     # Not all that is asked for is in the script.
-    argv = provider._scheduler.submit_command(provider._batch_job(command, request, name))
     click.echo(f"It is submitted by: {shlex.join(argv)}")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "script.sh"
@@ -233,7 +232,7 @@ def _ask(provider: BatchProvider, script: str) -> tuple[bool, str] | None:
     argv = provider.check_command(script)
     if argv is None:
         return None
-    done = run(argv, provider.cmd_timeout, provider._scheduler.environment(os.environ))
+    done = run(argv, provider.cmd_timeout, provider.dialect.environment(os.environ))
     return done.code == 0, done.words
 
 
@@ -247,7 +246,7 @@ def _check_database(executor: BalsamExecutor, findings: Findings, *, elsewhere: 
     tried
         Whether it will be tried from there.
     """
-    url: URL = executor._address
+    url: URL = executor.database_url
     shown = url.render_as_string()
     if elsewhere and (why := _only_here(url)) is not None:
         where = executor.database if is_server_directory(executor.database) else "DIR"

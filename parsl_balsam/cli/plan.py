@@ -73,7 +73,7 @@ def _look(database: Database, workflow: str, executor: str | None) -> _Outlook:
     if text is None:
         raise ConfigurationError(f"the last run of workflow {workflow!r} has left no rules: start its script once")
     rules = BlockRules.loads(text)
-    waiting = read_waiting(database, found.workflow_id, rules.cores_per_node, rules.gpus_per_node)
+    waiting = read_waiting(database, found.workflow_id, rules.cores_per_node, rules.gpus_per_node, rules.whole_nodes)
     lines = read_blocks(database, [supply.block_id for supply in waiting.blocks])
     pause = read_pause(database, found.workflow_id)
     if rules.policy is None:

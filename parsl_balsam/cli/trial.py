@@ -56,7 +56,7 @@ def _tried(executor: BalsamExecutor, name: str, directory: Path, findings: Findi
     provider.script_dir = str(directory)
     order = write_order(
         LaunchOrder(
-            database=executor._address.render_as_string(hide_password=False),
+            database=executor.database_url.render_as_string(hide_password=False),
             workflow_id=0,
             lease_s=executor.lease_s,
             idle_timeout_s=executor.idle_timeout_s,

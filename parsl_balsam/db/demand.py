@@ -25,7 +25,11 @@ class Waiting:
 
 
 def read_waiting(
-    database: Database, workflow_id: int, cores_per_node: int | None, gpus_per_node: int | None
+    database: Database,
+    workflow_id: int,
+    cores_per_node: int | None,
+    gpus_per_node: int | None,
+    whole_nodes: bool = False,
 ) -> Waiting:
     """Return the ready tasks that a workflow's current run asked for, and the blocks that will serve them.
 
@@ -35,14 +39,16 @@ def read_waiting(
     ----------
     cores_per_node, gpus_per_node
         Of the blocks to come; None for what blocks of this workflow had.
+    whole_nodes
+        Whether each task gets nodes of its own, whatever it asks for.
     """
     with database.read() as connection:
         at = now(connection)
         ready = connection.execute(_READY, {"workflow": workflow_id, "at": at}).all()
-        supplies = _supplies(connection, workflow_id)
+        supplies = _supplies(connection, workflow_id, whole_nodes)
         had = connection.execute(_HAD, {"workflow": workflow_id}).one()
     demand = Demand(
-        tuple(_group(row) for row in ready),
+        tuple(_group(row, whole_nodes) for row in ready),
         cores_per_node or had.cores,
         had.gpus if gpus_per_node is None else gpus_per_node,
         min((row.oldest for row in ready), default=None),
@@ -51,10 +57,10 @@ def read_waiting(
     return Waiting(demand, supplies, at)
 
 
-def _supplies(connection: Connection, workflow_id: int) -> tuple[BlockSupply, ...]:
+def _supplies(connection: Connection, workflow_id: int, whole_nodes: bool) -> tuple[BlockSupply, ...]:
     held: defaultdict[int, list[TaskGroup]] = defaultdict(list)
     for row in connection.execute(_HELD, {"workflow": workflow_id}):
-        held[row.block_id].append(_group(row))
+        held[row.block_id].append(_group(row, whole_nodes))
     return tuple(
         BlockSupply(
             row.id,
@@ -69,7 +75,9 @@ def _supplies(connection: Connection, workflow_id: int) -> tuple[BlockSupply, ..
     )
 
 
-def _group(row: Any) -> TaskGroup:
+def _group(row: Any, whole_nodes: bool) -> TaskGroup:
+    if whole_nodes:
+        return TaskGroup(row.count, row.nodes, walltime_min=row.walltime_min)
     return TaskGroup(row.count, row.nodes, row.cores, row.packing, row.gpus, row.walltime_min)
 
 

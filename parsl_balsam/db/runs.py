@@ -39,7 +39,7 @@ class OpenJob:
     job_id: str | None  #: None where the run died before it learned it
     script: str | None  #: that was submitted
     running: bool  #: whether its launcher has come
-    order: str | None  #: what its launcher was told, JSON
+    order: str | None  #: what launchers of its run are told, JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,13 +152,18 @@ def waiting_sizes(database: Database, workflow: str | None = None) -> list[tuple
 def open_rooms(connection: Connection, workflow_ids: Sequence[int]) -> list[OpenRoom]:
     """Return the open blocks of workflows, as far as they matter to tasks that wait."""
     rows = connection.execute(
-        select(blocks.c.id, blocks.c.job_id, blocks.c.nodes, blocks.c.ends_at, blocks.c.lost_nodes)
-        .where(blocks.c.workflow_id.in_(workflow_ids), IS_OPEN)
-        .order_by(blocks.c.id)
+        select(blocks).where(blocks.c.workflow_id.in_(workflow_ids), IS_OPEN).order_by(blocks.c.id)
     ).all()
     at = now(connection)
     return [
-        OpenRoom(row.id, row.job_id, row.nodes, None if row.ends_at is None else row.ends_at - at, row.lost_nodes)
+        OpenRoom(
+            row.id,
+            row.job_id,
+            row.nodes or row.requested_nodes,
+            row.ends_at - at if row.ends_at is not None else row.walltime_min and row.walltime_min * 60,
+            row.lost_nodes,
+            row.state == BlockState.RUNNING.value,
+        )
         for row in rows
     ]
 

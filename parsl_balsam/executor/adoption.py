@@ -18,7 +18,9 @@ from parsl_balsam.providers.batch import BatchProvider
 
 def scheduler_of(provider: ExecutionProvider) -> str:
     """Return the kind of a provider: jobs of one are known to all providers of the same kind."""
-    return provider.scheduler if isinstance(provider, BatchProvider) else str(provider.label)
+    if isinstance(provider, BatchProvider):
+        return provider.scheduler
+    return "local" if isinstance(provider, LocalProvider) else f"Parsl's {type(provider).__name__}"
 
 
 def can_adopt(provider: ExecutionProvider, job: OpenJob, order: LaunchOrder) -> bool:

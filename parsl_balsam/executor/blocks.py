@@ -113,13 +113,9 @@ class BlockBook:
         blocks.wish_end(self._database, [self._rows[name] for name in names], "its run")
 
     def end_left(self, jobs: Iterable[OpenJob]) -> None:
-        """Have blocks of earlier runs end when their launchers come."""
-        blocks.wish_end(self._database, [job.block_id for job in jobs], "a later run")
-
-    def abandon(self, jobs: Iterable[OpenJob]) -> None:
-        """Record that the jobs of blocks of earlier runs were cancelled before their launchers came."""
+        """Record that blocks of earlier runs are over before their launchers came: one that still comes finds it so."""
         for job in jobs:
-            blocks.abandon_block(self._database, job.block_id, "cancelled by a later run")
+            blocks.abandon_block(self._database, job.block_id, "a later run did without it")
 
     def served(self, names: Sequence[str]) -> set[str]:
         """Return those blocks whose launchers live."""

@@ -23,6 +23,7 @@ from parsl.monitoring.radios.filesystem import FilesystemRadio
 from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
 from parsl.utils import RepresentationMixin
+from sqlalchemy.engine import URL
 
 from parsl_balsam.db.connect import open_database, resolve
 from parsl_balsam.db.drivers import is_dead, this_process
@@ -50,7 +51,6 @@ from parsl_balsam.model.retry import RetryPolicy
 from parsl_balsam.model.states import TaskState
 from parsl_balsam.providers.batch import BatchProvider
 from parsl_balsam.providers.policy import QueuePolicy
-from parsl_balsam.providers.rules import BlockRules
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
                 self._policy,
                 self.lease_s,
                 order.dumps(),
-                self._rules().dumps(),
+                self._limits.rules(self.provider.max_blocks).dumps(),
                 lambda job: can_adopt(self.provider, job, order),
             )
         except Exception:
@@ -353,6 +353,11 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         super().shutdown()
 
     @property
+    def database_url(self) -> URL:
+        """Where tasks live; with the password, which is not shown where the URL is written as text."""
+        return self._address
+
+    @property
     def workers_per_node(self) -> int:
         """How many one-core tasks run on a node at a time, as far as can be told here."""
         return self._limits.cores or 1
@@ -365,11 +370,6 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         for future in list(self._tasks):
             self._forget(future)
             self._set_exception(future, BadStateException(self, exception))
-
-    def _rules(self) -> BlockRules:
-        """Return what the command line must know to tell which block would be requested."""
-        limits, provider = self._limits, self.provider
-        return BlockRules(limits.policy, limits.sized, provider.max_blocks, limits.cores, limits.gpus)
 
     def _write(self, order: LaunchOrder) -> Path:
         return write_order(replace(order, database=self._db.address, workflow_id=self._run.workflow_id))

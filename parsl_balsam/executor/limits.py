@@ -14,6 +14,7 @@ from parsl_balsam.model.errors import ConfigurationError, ImpossibleTask
 from parsl_balsam.model.launch import JobMode
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.providers.policy import QueuePolicy
+from parsl_balsam.providers.rules import BlockRules
 
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 
@@ -27,6 +28,7 @@ class Limits:
     gpus: int | None  #: of one node
     parallel: bool  #: whether tasks of several ranks are run
     policy: QueuePolicy | None = None  #: which blocks may be requested; None where they have no walltime
+    whole_nodes: bool = False  #: whether each task gets nodes of its own
     sized: bool = False  #: whether each block is sized for the tasks that wait; else all have one size
 
     def check(self, spec: ResourceSpec) -> None:
@@ -66,6 +68,10 @@ class Limits:
         """Return how many one-core slots a call takes on all its nodes."""
         return spec.num_nodes * spec.cores_on(self.cores or 1)
 
+    def rules(self, max_blocks: int) -> BlockRules:
+        """Return what the command line must know to tell which block would be requested."""
+        return BlockRules(self.policy, self.sized, max_blocks, self.cores, self.gpus, self.whole_nodes)
+
 
 def _asked(spec: ResourceSpec, of_rank: str) -> str:
     """Return what of a specification decides how much a node must have."""
@@ -90,13 +96,13 @@ def limits_of(
     cores = cores_per_node or getattr(provider, "cores_per_node", None)
     if cores is None and isinstance(provider, LocalProvider):
         cores = len(os.sched_getaffinity(0))
-    parallel = mode is not JobMode.SERIAL
+    parallel, whole = mode is not JobMode.SERIAL, mode is JobMode.MPI
     if queue_policy is not None:
-        return Limits(queue_policy.most_nodes, cores, gpus_per_node, parallel, queue_policy, sized=True)
+        return Limits(queue_policy.most_nodes, cores, gpus_per_node, parallel, queue_policy, whole, sized=True)
     walltime_s = walltime_of(provider)
     nodes = provider.nodes_per_block
     policy = None if walltime_s is None else QueuePolicy.fixed(nodes, walltime_s / 60, provider.max_blocks)
-    return Limits(nodes, cores, gpus_per_node, parallel, policy)
+    return Limits(nodes, cores, gpus_per_node, parallel, policy, whole)
 
 
 def walltime_of(provider: ExecutionProvider) -> float | None:

@@ -38,7 +38,8 @@ class Planner:
     def plan(self) -> Plan:
         """Return what to request now."""
         began = time.monotonic()
-        waiting = read_waiting(self._database, self._workflow_id, self._limits.cores, self._limits.gpus)
+        limits = self._limits
+        waiting = read_waiting(self._database, self._workflow_id, limits.cores, limits.gpus, limits.whole_nodes)
         now = time.monotonic()
         self._rest_until = now + (now - began) * _REST
         if waiting.demand.groups:

@@ -243,18 +243,16 @@ class ScalingExecutor(BlockProviderExecutor):
         self._blocks.judge_ends()
 
     def _end_left(self, run: Run) -> None:
-        """Cancel blocks of earlier runs that still wait for nodes: tasks would not run there as they should.
+        """End blocks of earlier runs that still wait for their launchers: tasks would not run there as they should.
 
         Those that run finish what they have begun, and leave.
         """
-        provider = self.provider
-        queued = [job for job in run.left if not job.running and job.scheduler == scheduler_of(provider)]
-        if not queued or not isinstance(provider, BatchProvider):
-            return
+        queued = [job for job in run.left if not job.running]
         try:
             self._blocks.end_left(queued)
-            taken = provider.cancel([adopt(provider, job) for job in queued])
-            self._blocks.abandon([job for job, done in zip(queued, taken, strict=True) if done])
+            if isinstance(self.provider, BatchProvider):
+                kind = scheduler_of(self.provider)
+                self.provider.cancel([adopt(self.provider, job) for job in queued if job.scheduler == kind])
         except Exception:
             logger.exception("blocks of an earlier run could not be cancelled")
 

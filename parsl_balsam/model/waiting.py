@@ -12,9 +12,10 @@ class OpenRoom:
 
     block_id: int
     job_id: str | None
-    nodes: int | None  #: that tasks may run on; None = its launcher has not said yet
-    time_left_s: float | None  #: None = no end is known
+    nodes: int | None  #: that tasks may run on, or will; None = not known yet
+    time_left_s: float | None  #: of one that waits, all its walltime; None = no end is known
     lost_nodes: str | None  #: with the reasons
+    started: bool = True  #: whether its launcher has come
 
 
 def why_it_waits(nodes: int, walltime_min: float | None, due_in_s: float | None, rooms: Sequence[OpenRoom]) -> str:
@@ -33,13 +34,13 @@ def why_it_waits(nodes: int, walltime_min: float | None, due_in_s: float | None,
         return f"for its next try, in {due_in_s:.0f} s"
     if not rooms:
         return "for a block: none is requested"
-    awaited = [room for room in rooms if room.nodes is None]
-    reasons = [_unfit(nodes, walltime_min, room) for room in rooms if room.nodes is not None]
-    if None in reasons:
+    reasons = {room.block_id: _unfit(nodes, walltime_min, room) for room in rooms}
+    fit = [room for room in rooms if reasons[room.block_id] is None]
+    if any(room.started for room in fit):
         return "for room in a block"
-    needs = "; ".join(reason for reason in reasons if reason is not None)
-    if awaited:
-        first = awaited[0]
+    needs = "; ".join(reason for reason in reasons.values() if reason is not None)
+    if fit:
+        first = fit[0]
         job = f", job {first.job_id}" if first.job_id else ""
         return f"for block {first.block_id} to start (requested{job})" + (f"; {needs}" if needs else "")
     return f"for another block: {needs}"

@@ -173,6 +173,16 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         """Return the script that `submit_block` would submit."""
         return self._scheduler.script(self._batch_job(command, request, job_name))
 
+    def preview(self, command: str, request: BlockRequest, job_name: str) -> tuple[list[str], str]:
+        """Return the command by which `submit_block` would submit, and the script."""
+        job = self._batch_job(command, request, job_name)
+        return self._scheduler.submit_command(job), self._scheduler.script(job)
+
+    @property
+    def dialect(self) -> Scheduler:
+        """How its scheduler is talked to."""
+        return self._scheduler
+
     def check_command(self, script_path: str) -> list[str] | None:
         """Return a command by which the scheduler says whether it would take a script; None if it has no such."""
         return self._scheduler.check_command(script_path)

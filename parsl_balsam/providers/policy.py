@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn, TypeVar
 
@@ -64,7 +64,7 @@ class Queue:
         A field has a wrong type or value, or ranges overlap; the message names it.
     """
 
-    ranges: tuple[NodeRange, ...]  #: one for each limit of time; any collection of them
+    ranges: Sequence[NodeRange]  #: one for each limit of time; any collection of them
     name: str | None = None  #: None = the provider's own
     max_queued: int | None = None  #: own jobs that may wait in it; None = any number, 0 = none for now
     max_running: int | None = None  #: own jobs that may run at once; no more are requested than could run
@@ -117,7 +117,7 @@ class QueuePolicy:
         A field has a wrong type or value, two queues have one name, or no block is left; the message names it.
     """
 
-    queues: tuple[Queue, ...]  #: any collection of them
+    queues: Sequence[Queue]  #: any collection of them
     max_nodes: int | None = None  #: of a block, as the user wants it; None = as the queues admit
     max_walltime_min: float | None = None  #: of a block, as the user wants it, minutes; None = as the queues admit
     assumed_walltime_min: float = 30.0  #: run time of tasks that do not say, minutes; none is refused for it
@@ -156,16 +156,18 @@ class QueuePolicy:
     def fixed(cls, nodes: int, walltime_min: float, max_blocks: int | None = None) -> QueuePolicy:
         """Return the policy of blocks that are all alike, in the provider's own queue.
 
+        Their time is not estimated, so none is kept for their start.
+
         Parameters
         ----------
         walltime_min
-            Of each block, minutes, rounded up as batch systems do; a start is taken to last a tenth of it at most.
+            Of each block, minutes, rounded up as batch systems do.
         max_blocks
             How many there may be at once; None = any number.
         """
         whole = math.ceil(_number("walltime_min", walltime_min, "blocks that are all alike", 0, _LONGEST_MIN)) or 1
         queue = Queue((NodeRange(nodes, nodes, whole, whole),), max_running=max_blocks)
-        return cls((queue,), startup_min=min(STARTUP_MIN, whole / 10))
+        return cls((queue,), startup_min=0.0)
 
     @property
     def most_nodes(self) -> int:
@@ -202,10 +204,10 @@ class QueuePolicy:
         longest = max(wide, key=lambda offer: offer.longest_task_min)
         whose = "the policy's max_walltime_min, " if self._shortened(longest) else ""
         return (
-            f"walltime_min={walltime_min} is more than the {_minutes(longest.longest_task_min)} minutes that a task "
+            f"walltime_min={walltime_min:g} is more than the {_minutes(longest.longest_task_min)} minutes that a task "
             f"may take in a block of {_nodes(nodes)} or more (at most {longest.max_walltime_min} minutes: "
             f"{whose}{longest.queue.title} with {longest.min_nodes} to {longest.max_nodes} nodes; "
-            f"{self.startup_min:g} of them pass before the first task starts)"
+            f"{self.usable_min(0) * -1:g} of them pass before the first task starts and after the last one has ended)"
         )
 
     def to_dict(self) -> dict[str, object]:

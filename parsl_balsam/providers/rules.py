@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from parsl_balsam.providers.policy import QueuePolicy
 
@@ -17,19 +17,12 @@ class BlockRules:
     max_blocks: int
     cores_per_node: int | None = None
     gpus_per_node: int | None = None
+    whole_nodes: bool = False  #: whether each task gets nodes of its own
 
     def dumps(self) -> str:
         """Return it as JSON."""
-        policy = None if self.policy is None else self.policy.to_dict()
-        return json.dumps(
-            {
-                "policy": policy,
-                "sized": self.sized,
-                "max_blocks": self.max_blocks,
-                "cores_per_node": self.cores_per_node,
-                "gpus_per_node": self.gpus_per_node,
-            }
-        )
+        described = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps(described | {"policy": None if self.policy is None else self.policy.to_dict()})
 
     @classmethod
     def loads(cls, text: str) -> BlockRules:

@@ -68,9 +68,10 @@ def _start(order: Mapping[str, Any]) -> int:
         try:
             die_with_parent(me)
             os.setsid()
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            for number, stream in enumerate(streams):
-                os.dup2(stream, number)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
+                signal.signal(number, signal.SIG_DFL)
+            for descriptor, stream in enumerate(streams):
+                os.dup2(stream, descriptor)
             become(order["command"], order["environ"], order["cwd"])
         finally:
             os._exit(255)

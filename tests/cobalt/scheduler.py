@@ -289,7 +289,9 @@ class Scheduler:
             logged = [launch.__file__, *words, *command]
         files = (spec.stdin or os.devnull, job.stdout, job.stderr)
         now = time.time()
-        for line in joblog.beginning(logged, environ, files):
+        # Where the script is elsewhere, Cobalt shows a node file that was never there.
+        shown = {**environ, "COBALT_NODEFILE": f"/tmp/cobalt.{job.id}"} if settings.remote else environ
+        for line in joblog.beginning(logged, shown, files):
             job.say(line, now)
         if settings.remote:
             # The client of ssh puts blanks between the words, and the shell over there parses them again.

@@ -82,7 +82,7 @@ class Server:
     ) -> asyncio.AbstractServer:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                if line := await reader.readline():
+                if (line := await reader.readline()).endswith(b"\n"):
                     try:
                         said = {"answer": await answer(json.loads(line))}
                     except Fault as fault:

@@ -118,5 +118,5 @@ def test_blocks_that_run_tasks_otherwise_are_not_adopted(campaign: SiteCampaign,
     (campaign.directory / "gate").touch()
     assert campaign.finish(second) == [0] * TASKS
     (block,) = campaign.rows(blocks, blocks.c.job_id == queued)
-    assert (block.state, block.end_wish) == ("ended", "a later run")
+    assert (block.state, block.reason) == ("ended", "a later run did without it")
     assert sorted(campaign.lines, key=int) == [str(number) for number in range(TASKS)]

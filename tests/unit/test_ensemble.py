@@ -14,7 +14,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.packing import THETA, ensemble
+from benchmarks.packing import ensemble
+from configs.theta import POLICY as THETA
 from parsl_balsam.model.blocks import BlockRequest, BlockSupply
 from parsl_balsam.model.demand import Demand, TaskGroup
 from parsl_balsam.providers.ensemble import Plan, pack, plan_all

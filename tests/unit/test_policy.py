@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.packing import THETA
+from configs.theta import POLICY as THETA
 from parsl_balsam.model.errors import ConfigurationError
 from parsl_balsam.providers.policy import LAST_CALL_MIN, NodeRange, Queue, QueuePolicy
 
@@ -70,7 +70,8 @@ def test_task_longer_than_blocks_of_its_size_is_refused_with_the_limit() -> None
     assert policy.refusal(300, 357.75) is None
     assert policy.refusal(300, 900) == (
         "walltime_min=900 is more than the 357.75 minutes that a task may take in a block of 300 nodes or more "
-        "(at most 360 minutes: queue 'default' with 51 to 400 nodes; 2 of them pass before the first task starts)"
+        "(at most 360 minutes: queue 'default' with 51 to 400 nodes; 2.25 of them pass before the first "
+        "task starts and after the last one has ended)"
     )
 
 
@@ -102,8 +103,8 @@ def test_fixed_blocks_are_all_alike() -> None:
     assert (offer.min_nodes, offer.max_nodes) == (4, 4)
     assert (offer.min_walltime_min, offer.max_walltime_min) == (90, 90)
     assert (offer.queue.name, offer.queue.max_running) == (None, 2)
-    assert policy.refusal(4, 87.75) is None
-    assert policy.refusal(4, 88) is not None
+    assert policy.refusal(4, 89.75) is None
+    assert policy.refusal(4, 90) is not None
 
 
 @pytest.mark.parametrize(("walltime_min", "whole"), [(0.5, 1), (1.5, 2), (10.0, 10)])

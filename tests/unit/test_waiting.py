@@ -9,7 +9,8 @@ from parsl_balsam.model.waiting import OpenRoom, why_it_waits
 WHOLE = OpenRoom(1, "17", 4, 3600.0, None)
 SHRUNK = OpenRoom(2, "18", 3, None, "n3: its agent died")
 LATE = OpenRoom(3, "19", 4, 600.0, None)
-AWAITED = OpenRoom(4, "20", None, None, None)
+AWAITED = OpenRoom(4, "20", None, None, None, started=False)
+SMALL = OpenRoom(5, "21", 2, 600.0, None, started=False)
 
 
 @pytest.mark.parametrize(
