@@ -147,12 +147,20 @@ def parse_lsf_hosts(text: str, variable: str = "LSB_MCPU_HOSTS") -> Counter[str]
 
 
 def slurm_end_command(job_id: str) -> list[str]:
-    """Return the command that asks Slurm when a job ends; its answer is for :func:`parse_slurm_end`.
+    """Return the command that asks Slurm when a job that runs ends; its answer is for :func:`parse_slurm_end`.
 
     Slurm before 23 does not set SLURM_JOB_END_TIME. SLURM_TIME_FORMAT (squeue(1)) makes the answer seconds since the
     epoch: the usual one is in local time, ambiguous for an hour a year.
     """
-    return ["env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", f"--jobs={job_id}", "--format=%e"]
+    return [
+        "env",
+        "SLURM_TIME_FORMAT=%s",
+        "squeue",
+        "--noheader",
+        "--states=RUNNING",
+        f"--jobs={job_id}",
+        "--format=%e",
+    ]
 
 
 def parse_slurm_end(answer: str, now: float) -> float | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from parsl_balsam.launcher import mpi
@@ -34,6 +36,10 @@ _EXCLUSIVE = frozenset({MpiStyle.APRUN, MpiStyle.JSRUN})
 #: How long Slurm may take to say when the job ends, seconds.
 _ASK_S = 20.0
 
+#: How long it may take to say whether the job goes on, when a signal has come, seconds. Slurm kills what it ends after
+#: half a minute (KillWait).
+_CONFIRM_S = 5.0
+
 #: The name of the one agent where nodes have none.
 HEAD = "head"
 
@@ -47,6 +53,8 @@ class BlockParts:
     ends_at: float | None  #: on the monotonic clock; None = no end is known
     nodes: tuple[Node, ...] = ()  #: those that no agent reports
     home: str | None = None  #: the agent that starts all tasks; None = each node has its own
+    #: Asks until when the batch job goes on, on the monotonic clock; it answers None if the job is being ended.
+    ask_end: Callable[[], float | None] | None = None
 
 
 def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
@@ -96,17 +104,33 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         style.value,
     )
     ends_at = None if left is None else began + left
+    ask_end = None
+    if allocation.scheduler == "slurm" and allocation.job_id is not None and order.own_job:
+        ask_end = partial(_ask_slurm_end, allocation.job_id)
     if order.job_mode is JobMode.MPI:
         invitation.write(file)
         agents: Agents = LocalAgents({HEAD: "localhost"}, file, order.lease_s, order.agent_timeout_s)
-        return BlockParts(agents, site, ends_at, _nodes_without_agents(allocation, invitation), HEAD)
+        return BlockParts(agents, site, ends_at, _nodes_without_agents(allocation, invitation), HEAD, ask_end)
     if allocation.scheduler == "local" or (len(allocation.nodes) == 1 and usual not in _EXCLUSIVE):
         invitation.write(file)
         names = _names(allocation)
-        return BlockParts(LocalAgents(names, file, order.lease_s, order.agent_timeout_s), site, ends_at)
+        agents = LocalAgents(names, file, order.lease_s, order.agent_timeout_s)
+        return BlockParts(agents, site, ends_at, ask_end=ask_end)
     command = _agent_launcher(usual, available, allocation, invitation)
     agents = RemoteAgents(allocation.nodes, command, invitation, file, order.address, order.agent_timeout_s)
-    return BlockParts(agents, site, ends_at)
+    return BlockParts(agents, site, ends_at, ask_end=ask_end)
+
+
+def _ask_slurm_end(job_id: str) -> float | None:
+    """Return until when a Slurm job goes on, on the monotonic clock; None if it is being ended, or nobody tells."""
+    try:
+        answer = subprocess.run(
+            slurm_end_command(job_id), capture_output=True, text=True, timeout=_CONFIRM_S, check=True
+        )
+        left = parse_slurm_end(answer.stdout, time.time())
+    except (OSError, subprocess.SubprocessError, AllocationError):
+        return None
+    return math.inf if left is None else time.monotonic() + left
 
 
 def _detect() -> Allocation:

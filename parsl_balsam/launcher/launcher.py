@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import selectors
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Launcher:
         self._block_id = block_id
         self._agents = parts.agents
         self._ends_at = parts.ends_at
+        self._ask_end = parts.ask_end
+        self._signal: int | None = None  # that has come and was not answered
         self._space = Space(whole_nodes=order.job_mode is JobMode.MPI)
         for node in parts.nodes:
             self._space.add(node)
@@ -104,7 +107,7 @@ class Launcher:
             If the launcher was not heard of for a lease. Its tasks have been killed.
         """
         # From the moment the block is open it must be closed, whatever signal comes.
-        self._signals = signals.watch(self._selector, lambda number: self.stop(signals.why(number, self._ends_at)))
+        self._signal_sockets = signals.watch(self._selector, self._note_signal)
         inherit_orphans()
         try:
             open_block(self._database, self._block_id, platform.node(), os.getpid())
@@ -148,7 +151,16 @@ class Launcher:
         for node, why in self._agents.lost():
             self._lose(node, why, now)
 
+    def _note_signal(self, number: int) -> None:
+        self._signal = number
+
     def _over(self) -> bool:
+        if self._signal is not None:
+            number, self._signal = self._signal, None
+            if ends_at := signals.warned_end(number, self._ask_end):
+                self._ends_at = ends_at
+            else:
+                self.stop(f"received {signal.Signals(number).name}")
         if self._ledger.lost or self._ledger.failure or self._stop_reason is not None:
             return True
         now = time.monotonic()

@@ -8,8 +8,9 @@ import socket
 import time
 from collections.abc import Callable
 
-#: Batch systems warn of a job's end by a signal, Slurm up to a minute earlier than it is asked to, seconds.
-_WARNED_S = 80.0
+#: A batch system warns of a job's end no earlier than this before it, seconds: Slurm up to a minute earlier than it is
+#: asked to (sbatch(1), --signal).
+_WARNING_S = 80.0
 
 
 def watch(selector: selectors.BaseSelector, act: Callable[[int], None]) -> tuple[socket.socket, socket.socket]:
@@ -24,14 +25,13 @@ def watch(selector: selectors.BaseSelector, act: Callable[[int], None]) -> tuple
     return waker, sleeper
 
 
-def why(received: int, ends_at: float | None) -> str:
-    """Say why a block ends that got a signal.
+def warned_end(number: int, ask_end: Callable[[], float | None] | None) -> float | None:
+    """Return until when the batch job goes on, on the monotonic clock, if a signal only warns of its end.
 
     Parameters
     ----------
-    ends_at
-        End of the batch job, on the monotonic clock; None if it has none that is known.
+    ask_end
+        Asks the batch system for that time; it answers None if the job is being ended.
     """
-    reason = f"received {signal.Signals(received).name}"
-    warned = ends_at is not None and ends_at - time.monotonic() <= _WARNED_S
-    return f"its batch job is about to end: {reason}" if warned else reason
+    ends_at = ask_end() if ask_end is not None and number == signal.SIGTERM else None
+    return ends_at if ends_at is not None and ends_at - time.monotonic() <= _WARNING_S else None

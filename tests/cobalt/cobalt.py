@@ -153,8 +153,15 @@ class Cobalt:
                 server.stdin.close()
             except BrokenPipeError:
                 pass
-            server.wait(PATIENCE_S)
-            server.stdout.close()
+            try:
+                server.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                for process in (*psutil.Process(server.pid).children(recursive=True), server):
+                    process.kill()
+                server.wait()
+                raise
+            finally:
+                server.stdout.close()
         if self.home is not None:
             shutil.rmtree(self.home, ignore_errors=True)
             self.home = None

@@ -22,6 +22,9 @@ from tests.cobalt.settings import Site
 #: Exit code of a job of which the forker has lost sight.
 LOST = 1234567
 
+#: Passes of the scheduler leave the server time for other things, seconds.
+_SHORTEST_PERIOD_S = 0.005
+
 
 class Fault(Exception):
     """A refusal of the server.
@@ -197,7 +200,7 @@ class Scheduler:
     def _until_pass(self) -> float:
         if not any(job.phase is JobState.QUEUED for job in self.jobs.values()):
             return math.inf
-        return self._last_pass + self.settings.schedule_s - time.time()
+        return self._last_pass + max(self.settings.schedule_s, _SHORTEST_PERIOD_S) - time.time()
 
     def _nodes_for(self, job: Job) -> Sequence[str]:
         if self.state(job) is not JobState.QUEUED or self.queues[job.spec.queue].state in ("stopped", "dead"):

@@ -70,7 +70,7 @@ def test_line_is_dropped_without_a_file_for_it(cobalt: Cobalt, write: Write) -> 
     ],
     ids=["no interpreter", "bad interpreter", "deleted", "forbidden"],
 )
-def test_script_that_cannot_be_run(self, cobalt: Cobalt, write: Write, text: str | None, code: int, words: str) -> None:
+def test_script_that_cannot_be_run(cobalt: Cobalt, write: Write, text: str | None, code: int, words: str) -> None:
     script = write("true")
     cobalt.stop_queue()
     job = submit(cobalt, script)

@@ -152,7 +152,7 @@ def test_unreadable_slurm_variable(variable: str, value: str) -> None:
 def test_slurm_is_asked_for_the_end_of_a_job() -> None:
     command = slurm_end_command("12")
     assert command[:2] == ["env", "SLURM_TIME_FORMAT=%s"]
-    assert command[2:] == ["squeue", "--noheader", "--jobs=12", "--format=%e"]
+    assert command[2:] == ["squeue", "--noheader", "--states=RUNNING", "--jobs=12", "--format=%e"]
     assert parse_slurm_end("1795376671\n", NOW) == 600.0
     assert parse_slurm_end("N/A\n", NOW) is None
 
