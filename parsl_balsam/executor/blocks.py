@@ -39,7 +39,9 @@ class BlockBook:
         self._pause_s = pause_s
         self._rows: dict[str, int] = {}
         self._noted: dict[str, tuple[JobState, str | None]] = {}
+        self._refusals: dict[str, str] = {}
         self._ending: set[str] = set()
+        self.over: set[str] = set()  #: blocks of which the scheduler has said how they ended
         self._ended_by_run: set[str] = set()
         self._pause: Pause | None = None
         end_pause(database, [run.workflow_id])  # whoever starts a script again may have mended what was wrong
@@ -66,9 +68,8 @@ class BlockBook:
 
     def note_refusal(self, name: str, why: str) -> None:
         """Record that a block was not requested, since the scheduler would not have it; a pause begins."""
-        row = self._rows.pop(name)
-        blocks.close_block(self._database, row, f"it could not be requested: {why}")
-        self._begin_pause(f"block {row} could not be requested: {why}")
+        self._refusals[name] = why
+        self._record_refusals()
 
     def note_end_by_run(self, name: str) -> None:
         """Record that this run has ended a block."""
@@ -83,9 +84,11 @@ class BlockBook:
         self._noted[name] = (state, reason)
         if state in JOB_OVER:
             self._ending.add(name)
+            self.over.add(name)
 
     def judge_ends(self) -> None:
         """Begin a pause if a block has died at once, end it if one has served well."""
+        self._record_refusals()
         for name in sorted(self._ending):
             end = blocks.read_end(self._database, self._rows[name])
             if end is None:  # its launcher is silent, and its lease not yet over
@@ -135,6 +138,13 @@ class BlockBook:
             if all(status.state is not BlockState.RUNNING for status in self._statuses(names)):
                 return
             time.sleep(_LOOK_S)
+
+    def _record_refusals(self) -> None:
+        for name, why in list(self._refusals.items()):  # more than one where the database was away
+            row = self._rows[name]
+            blocks.close_block(self._database, row, f"it could not be requested: {why}")
+            del self._refusals[name], self._rows[name]
+            self._begin_pause(f"block {row} could not be requested: {why}")
 
     def _end_pause(self) -> None:
         if self._pause is not None:

@@ -18,12 +18,14 @@ from parsl.jobs.states import JobStatus
 from parsl.providers import LocalProvider
 
 from parsl_balsam.db.blocks import Requested
+from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.runs import OpenJob, Run
 from parsl_balsam.executor.adoption import adopt, scheduler_of
 from parsl_balsam.executor.blocks import BlockBook
 from parsl_balsam.executor.limits import walltime_of
 from parsl_balsam.executor.planner import Planner
 from parsl_balsam.model.blocks import BlockRequest
+from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.states import JobState
 from parsl_balsam.providers.batch import BatchProvider
 
@@ -53,7 +55,8 @@ class ScalingExecutor(BlockProviderExecutor):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self._nameless: set[str] = set()  # blocks whose jobs' ids are not known yet
+        self._unrecorded: set[str] = set()  # blocks whose jobs' ids are not in the database yet
+        self._outage = Outage(logger)
 
     def start_blocks(self, run: Run) -> None:
         """Go on with the blocks of earlier runs, and request what is missing of the initial ones.
@@ -91,6 +94,9 @@ class ScalingExecutor(BlockProviderExecutor):
                 self._cancel_unwanted(self._planner)
             if self._work and self._none_is_left() and not self.bad_state_is_set:
                 self._request(1)
+            self._outage.over()
+        except DatabaseUnavailable as error:
+            self._outage.note(error)
         except Exception:
             logger.exception("blocks could not be looked at")
 
@@ -102,6 +108,9 @@ class ScalingExecutor(BlockProviderExecutor):
             return []
         try:
             return self._request(n)
+        except DatabaseUnavailable as error:
+            self._outage.note(error)
+            return []
         except Exception:
             logger.exception("no block could be requested")
             return []
@@ -147,8 +156,8 @@ class ScalingExecutor(BlockProviderExecutor):
         slots: int = block * sum(status.state in active for status in self._status.values())
         try:
             wanted = self._planner.look().request is not None
-        except Exception:
-            logger.exception("what waits could not be counted")
+        except DatabaseUnavailable as error:
+            self._outage.note(error)
             wanted = False
         parallelism: float = self.provider.parallelism
         if wanted and parallelism > 0:
@@ -188,7 +197,10 @@ class ScalingExecutor(BlockProviderExecutor):
         finally:
             self._asked = self._why = None
         logger.info("block %d is requested as job %s", row, handle)
-        self._note_job(block_id, handle)
+        try:
+            self._note_job(block_id, handle)
+        except DatabaseUnavailable as error:
+            self._outage.note(error)
         return handle
 
     def _requested(self, block_id: str) -> Requested:
@@ -215,27 +227,31 @@ class ScalingExecutor(BlockProviderExecutor):
         self._status[block_id] = JobStatus(ParslState.PENDING)
         self._blocks.adopt(block_id, job)
         if job.job_id is None:
-            self._nameless.add(block_id)
+            self._unrecorded.add(block_id)
         logger.info("block %d (job %s) of an earlier run goes on", job.block_id, job.job_id or job.tag)
 
     def _note_job(self, block_id: str, handle: str) -> None:
-        """Record a block's job, or that its id is not known yet."""
+        """Record a block's job; again later where its id is not known yet, or the database is away."""
         provider = self.provider
         job_id = provider.job_id(handle) if isinstance(provider, BatchProvider) else str(handle)
-        if job_id is not None:
-            self._nameless.discard(block_id)
-        elif block_id in self._nameless:
+        if job_id is None and block_id in self._unrecorded:
             return
-        else:
-            self._nameless.add(block_id)
-        resources = getattr(provider, "resources", {}).get(handle, {})
-        self._blocks.note_job(block_id, job_id, resources.get("script", resources.get("script_path")))
+        self._unrecorded.add(block_id)
+        known = getattr(provider, "resources", {}).get(handle, {})
+        script = known.get("script", known.get("script_path"))
+        if script is None and known.get("job_stdout_path"):  # as Parsl's own providers name their files
+            script = known["job_stdout_path"].removesuffix(".stdout")
+        self._blocks.note_job(block_id, job_id, script)
+        if job_id is not None:
+            self._unrecorded.discard(block_id)
 
     def _note_jobs(self) -> None:
         """Record what the scheduler says of blocks."""
-        for block_id in list(self._nameless):
+        for block_id in list(self._unrecorded):
             self._note_job(block_id, self.blocks_to_job_id[block_id])
         for block_id, status in self._status.items():
+            if block_id in self._blocks.over:
+                continue
             if status.state is ParslState.SCALED_IN:
                 self._blocks.note_end_by_run(block_id)
             elif status.state is not ParslState.UNKNOWN:

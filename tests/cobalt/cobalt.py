@@ -24,7 +24,7 @@ import psutil
 from tests.cobalt.questions import Refused, answer, user_name
 from tests.cobalt.script import python, python_text
 from tests.cobalt.settings import Queue, Settings, Site
-from tests.slurm.wrappers import Wrappers
+from tests.wrappers import Wrappers
 
 #: Longer than anything the stand-in does takes on a busy machine, seconds.
 PATIENCE_S = 60.0
@@ -156,7 +156,9 @@ class Cobalt:
             try:
                 server.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
-                for process in (*psutil.Process(server.pid).children(recursive=True), server):
+                descendants = psutil.Process(server.pid).children(recursive=True)
+                server.kill()
+                for process in descendants:
                     process.kill()
                 server.wait()
                 raise

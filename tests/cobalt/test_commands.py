@@ -167,6 +167,8 @@ def test_commands_wait_for_a_server_that_comes_back(cobalt: Cobalt, submit: Call
     cobalt.stop_server()
     asking = subprocess.Popen(["qstat", job], env=cobalt.environ, stdout=subprocess.PIPE, text=True)
     try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            asking.wait(0.5)
         cobalt.start_server()
         output, _ = asking.communicate(timeout=60)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from parsl_balsam import SlurmProvider
 from parsl_balsam.db.schema import blocks, tasks
@@ -14,13 +15,13 @@ from tests.slurm.test_lost_nodes import balsam
 Run = Callable[..., ParslRun]
 
 
-def provider() -> SlurmProvider:
-    return SlurmProvider(walltime="00:10:00", poll_interval_s=0.2, max_blocks=1)
+def provider(**options: Any) -> SlurmProvider:
+    return SlurmProvider(**{"walltime": "00:10:00", "poll_interval_s": 0.2, "max_blocks": 1, **options})
 
 
-def start_first_attempt(run: ParslRun) -> tuple[object, str]:
+def start_first_attempt(run: ParslRun, **spec: Any) -> tuple[Any, str]:
     """Have a task run whose first attempt does not end by itself; return its call and the block's job."""
-    call = command('[ "$BALSAM_ATTEMPT" != 1 ] || sleep 1000')
+    call = command('[ "$BALSAM_ATTEMPT" != 1 ] || sleep 1000', parsl_resource_specification=spec)
     wait_for(lambda: run.rows(tasks, tasks.c.state == "running"), "the task to run")
     (block,) = run.rows(blocks)
     return call, block.job_id
@@ -46,7 +47,7 @@ def test_cancelled_job_costs_its_tasks_nothing(slurm_run: Run, cluster: Cluster)
 
 
 def test_job_of_a_node_that_failed_is_named(slurm_run: Run, cluster: Cluster) -> None:
-    run = slurm_run(provider=provider(), lease_s=5.0, max_retries=0)
+    run = slurm_run(provider=provider(), lease_s=5.0, max_retries=0, block_pause_s=1.0)
     call, job = start_first_attempt(run)
     (block,) = run.rows(blocks)
     cluster.kill_node(block.host if block.host in cluster.nodes else "n1")
@@ -56,10 +57,9 @@ def test_job_of_a_node_that_failed_is_named(slurm_run: Run, cluster: Cluster) ->
     assert "node" in reason_shown(run, 1)
 
 
-def test_walltime_is_named(slurm_run: Run) -> None:
-    source = SlurmProvider(walltime="00:01:00", poll_interval_s=0.2, max_blocks=1)
-    run = slurm_run(provider=source, max_crashes=1)
-    call, job = start_first_attempt(run)
+def test_end_of_the_job_costs_its_tasks_nothing(slurm_run: Run) -> None:
+    run = slurm_run(provider=provider(nodes_per_block=2, walltime="00:01:00"), max_crashes=1)
+    call, job = start_first_attempt(run, num_nodes=2, launch="once")
     wait_for(lambda: run.rows(blocks, blocks.c.job_id == job, blocks.c.state == "ended"), "the block to end", 90.0)
     assert call.result() == 0
     assert [row.outcome for row in run.attempts(call)] == ["ended", "done"]

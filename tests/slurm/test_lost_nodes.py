@@ -23,7 +23,7 @@ def balsam(*words: str) -> str:
 
 
 def test_job_ends_with_its_first_node_and_another_takes_its_tasks(slurm_run: Run, cluster: Cluster) -> None:
-    run = slurm_run(lease_s=5.0)
+    run = slurm_run(lease_s=5.0, block_pause_s=1.0)
     calls = [command('[ "$BALSAM_ATTEMPT" != 1 ] || sleep 1000') for _ in range(4)]
     wait_for(lambda: len(run.rows(tasks, tasks.c.state == "running")) == 4, "the tasks to run")
     (job,) = cluster.jobs()

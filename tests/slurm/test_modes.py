@@ -70,17 +70,6 @@ def test_task_that_takes_longer_than_any_block_is_refused(slurm_run: Run) -> Non
     assert run.rows(tasks) == []
 
 
-def test_end_of_the_job_costs_its_tasks_nothing(slurm_run: Run) -> None:
-    run = slurm_run(provider=provider(2, walltime="00:01:00", max_blocks=1), max_crashes=1)
-    call = command("sleep 1000", parsl_resource_specification={"num_nodes": 2, "launch": "once"})
-    wait_for(lambda: run.rows(tasks, tasks.c.state == "running"), "the task to run")
-    wait_for(lambda: run.rows(blocks, blocks.c.state == "ended"), "the block to end", limit_s=90.0)
-    (first, *_) = run.rows(blocks, blocks.c.state == "ended")
-    assert first.reason == "its batch job is about to end"
-    assert [row.outcome for row in run.attempts(call)] == ["ended"]
-    assert not call.done()
-
-
 def test_nodes_whose_agents_do_not_come_are_left_out(slurm_run: Run, tmp_path: Path) -> None:
     # Where one agent is to be started on each of four nodes, this starts two: the others stand for broken nodes.
     broken = tmp_path / "bin" / "srun"

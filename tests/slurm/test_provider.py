@@ -26,7 +26,7 @@ from parsl_balsam.model.blocks import BlockRequest
 from parsl_balsam.model.errors import SchedulerUnavailable, SubmitRefused
 from parsl_balsam.providers.slurm import SlurmProvider
 from tests.slurm.cluster import Cluster, until
-from tests.slurm.wrappers import Wrappers
+from tests.wrappers import Wrappers
 
 Make = Callable[..., SlurmProvider]
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from parsl.jobs.states import JobState
 from sqlalchemy import Row
 
 from parsl_balsam import SlurmProvider
 from parsl_balsam.db.schema import attempts, blocks, events, workflows
+from parsl_balsam.db.server import Server
+from tests.conftest import new_database
 from tests.executor.parsl_runs import ParslRun, open_gate, wait_for, waiting
 from tests.slurm.cluster import Cluster
 from tests.slurm.ensembles import command
 from tests.slurm.test_lost_nodes import balsam
-from tests.slurm.wrappers import Wrappers
+from tests.wrappers import Wrappers
 
 Run = Callable[..., ParslRun]
 
@@ -29,6 +32,13 @@ def wrappers(cluster: Cluster, slurm_run: Run, tmp_path: Path, monkeypatch: pyte
     made = Wrappers(tmp_path / "wrappers", cluster.environ["PATH"])
     monkeypatch.setenv("PATH", made.path)
     return made
+
+
+@pytest.fixture
+def own_database(own_server: Server) -> Iterator[str]:
+    """URL of a database on a server that may be stopped."""
+    with new_database(own_server) as url:
+        yield url
 
 
 def provider(**options: Any) -> SlurmProvider:
@@ -128,6 +138,51 @@ def test_squeue_that_lies_changes_nothing(
     assert command("true").result() == 0
     assert len(submissions.read_text().splitlines()) == len(run.rows(blocks)) == 1
     check_nothing_was_lost(run)
+
+
+def test_slurm_denies_a_job_whose_launcher_lives(
+    slurm_run: Run, wrappers: Wrappers, cluster: Cluster, tmp_path: Path
+) -> None:
+    source = provider(max_blocks=2)
+    source.forgotten_s = 0.5
+    run = slurm_run(provider=source)
+    gate = tmp_path / "gate"
+    call = command(waiting(gate))
+    wait_for(lambda: run.rows(blocks, blocks.c.job_state == "running"), "the block to run")
+    denial = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+    for program in ("squeue", "scontrol", "sacct"):
+        wrappers.put(program, denial)
+    (job,) = run.executor.blocks_to_job_id.values()
+    wait_for(lambda: source.resources[job]["status"].state is JobState.MISSING, "the provider to give the job up")
+    looked = run.executor._last_poll_time
+    wait_for(lambda: run.executor._last_poll_time > looked + 0.5, "two more polls")
+    assert [status.state for status in run.executor.status_facade.values()] == [JobState.RUNNING]
+    open_gate(gate)
+    assert call.result() == 0
+    assert len(run.rows(blocks)) == 1
+    check_nothing_was_lost(run)
+    for program in ("squeue", "scontrol", "sacct"):
+        wrappers.remove(program)
+
+
+def test_database_is_away_when_the_job_is_known(
+    own_database: str, slurm_run: Run, wrappers: Wrappers, cluster: Cluster, own_server: Server, tmp_path: Path
+) -> None:
+    asked, gate, submissions = tmp_path / "asked", tmp_path / "gate", tmp_path / "submissions"
+    # The job is held, so that its launcher does not come before the database is back.
+    wrappers.put("sbatch", f'touch {asked}; {waiting(gate)}; echo "$*" >> {submissions}; real --hold "$@"')
+    run = slurm_run(provider=provider(init_blocks=0, cmd_timeout=60), database=own_database)
+    call = command("true")
+    run.task_id(call)
+    wait_for(asked.exists, "the request")
+    own_server.stop()
+    open_gate(gate)
+    (job,) = wait_for(cluster.jobs, "the job", LIMIT_S)
+    own_server.start()
+    wait_for(lambda: run.rows(blocks, blocks.c.job_id == job), "the job to be recorded", LIMIT_S)
+    cluster.run("scontrol", "release", job)
+    assert call.result() == 0
+    assert len(submissions.read_text().splitlines()) == 1
 
 
 def test_controller_is_away_for_half_a_minute(

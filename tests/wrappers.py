@@ -1,4 +1,4 @@
-"""Programs put before Slurm's own, which fail in the ways that those of busy sites do."""
+"""Programs put before those of a batch system, which fail in the ways that those of busy sites do."""
 
 from __future__ import annotations
 
