@@ -275,7 +275,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             self._planner = Planner(self._db, self._run.workflow_id, self.queue_policy, self._limits)
         self._order_file = self._write(order)
         for job in self._run.adopted:
-            if job.order is not None and not job.running:  # the database may have moved since
+            if job.scheduler and job.order and not job.running:  # the database may have moved since
                 self._write(LaunchOrder.loads(job.order))
         for thread in (self._completion, self._submission, self._heartbeat):
             thread.start()

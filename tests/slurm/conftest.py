@@ -66,9 +66,9 @@ def slurm_runs(cluster: Cluster, url: str, directory: Path) -> Iterator[Callable
         for name, value in cluster.environ.items():
             patch.setenv(name, value)
 
-        def load(**options: Any) -> ParslRun:
+        def load(strategy: str = "simple", **options: Any) -> ParslRun:
             defaults = {"database": url, "address": "127.0.0.1", "provider": provider()}
-            config = {"strategy_period": 0.5}
+            config = {"strategy_period": 0.5, "strategy": strategy}
             return stack.enter_context(parsl_run(directory, config, alone=False, **{**defaults, **options}))
 
         yield load

@@ -81,8 +81,9 @@ def test_blocks_follow_a_demand_that_changes(slurm_run: Run, cluster: Cluster, t
     check_placements(run.database, 2)
 
 
-def test_no_block_is_requested_when_nothing_waits(slurm_run: Run) -> None:
-    run = slurm_run(provider=provider(init_blocks=1), queue_policy=POLICY, cores_per_node=2)
+@pytest.mark.parametrize("strategy", ["none", "simple", "htex_auto_scale"])
+def test_no_block_is_requested_when_nothing_waits(slurm_run: Run, strategy: str) -> None:
+    run = slurm_run(strategy, provider=provider(init_blocks=1), queue_policy=POLICY, cores_per_node=2)
     assert command("true").result() == 0
     (block,) = run.rows(blocks)
     assert block.queue == "quick"  # the least that one small task needs
