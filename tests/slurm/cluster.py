@@ -233,12 +233,16 @@ class Cluster:
     @contextmanager
     def frozen_controller(self) -> Iterator[None]:
         """Let no command be answered meanwhile; what runs on nodes goes on."""
-        (controller,) = [process for process in self.processes("controller") if process.name() == "slurmctld"]
+        (controller,) = [process for process in self.processes("controller") if _name(process) == "slurmctld"]
         controller.suspend()
         try:
             yield
         finally:
             controller.resume()
+
+    def names(self, name: str | None = None) -> list[str]:
+        """Return the names of the processes of a node, or of the whole cluster."""
+        return [found for process in self.processes(name) if (found := _name(process))]
 
     def logs(self) -> str:
         """Return the last lines of all daemons' logs."""
@@ -327,6 +331,14 @@ def _stand_for_node(commands: list[list[str]]) -> None:
     sys.stdin.readline()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sweep_all()
+
+
+def _name(process: psutil.Process) -> str:
+    """Return the name of a process; empty if it has ended meanwhile."""
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def until(condition: Callable[[], object], otherwise: Callable[[], str] = lambda: "waited in vain") -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.executor.parsl_runs import is_alive
 from tests.slurm.cluster import Cluster, until
 
 
@@ -24,7 +24,7 @@ def test_job_runs_on_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_killed_node_is_down_until_it_is_started_again(cluster: Cluster, tmp_path: Path) -> None:
     cluster.run("sbatch", "--nodelist=n3", f"--output={tmp_path}/output", "--wrap", "sleep 1000 & wait")
-    until(lambda: any("sleep" in process.name() for process in cluster.processes("n3")))
+    until(lambda: "sleep" in cluster.names("n3"))
     running = cluster.processes("n3")
     cluster.kill_node("n3")
     assert not any(process.is_running() for process in running)
@@ -56,7 +56,7 @@ def test_nothing_is_left_of_a_stopped_cluster() -> None:
         home = small.home
         assert home is not None
         small.run("sbatch", "--output=/dev/null", "--wrap", "setsid sleep 1000 & srun sleep 1000")
-        until(lambda: sum("sleep" in process.name() for process in small.processes("n1")) == 2)
+        until(lambda: small.names("n1").count("sleep") == 2)
         running = small.processes()
     assert not home.exists()
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in running)
+    assert not any(map(is_alive, [process.pid for process in running]))
