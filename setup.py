@@ -23,6 +23,7 @@ setup(
     install_requires=[
         "parsl>=2025.1",
         "sqlalchemy>=2.0",
+        "alembic>=1.13",
         "psycopg2-binary>=2.9",
         "typeguard>=4",
         "typing_extensions>=4.6",

@@ -1,9 +1,10 @@
-"""`parsl-balsam db`: a user's own PostgreSQL server in one directory."""
+"""`parsl-balsam db`: a user's own PostgreSQL server in one directory, and upgrades of databases of either kind."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from parsl_balsam.cli.options import database_option, take_back_lost
+from parsl_balsam.db.connect import open_any_version
 from parsl_balsam.db.server import Server, ServerStatus
 
 _directory = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
@@ -19,7 +22,7 @@ _directory = click.argument("directory", metavar="DIR", type=click.Path(file_oka
 
 @click.group("db")
 def db() -> None:
-    """Set up, start and stop a PostgreSQL server of your own. No administrator is needed."""
+    """Set up, start and stop a PostgreSQL server of your own, and upgrade databases. No administrator is needed."""
 
 
 @db.command()
@@ -66,6 +69,27 @@ def status(directory: Path, as_json: bool) -> None:
         click.echo(json.dumps(asdict(found)))
     else:
         Console().print(_table(found))
+
+
+@db.command()
+@database_option
+@click.option("--no-backup", is_flag=True, help="Do not copy the database first.")
+def upgrade(database: str, no_backup: bool) -> None:
+    """Bring the tables of a database up to date after parsl-balsam was.
+
+    It is copied first: an SQLite file to one beside it, a database of PostgreSQL to a file in the current directory.
+    All of the upgrade happens or nothing. No script and no launcher may work with the database meanwhile.
+    """
+    # Only this command needs Alembic: the others are quicker without.
+    from parsl_balsam.db.upgrade import upgrade as upgrade_database
+    from parsl_balsam.db.upgrade import waiting_blocks
+
+    with closing(open_any_version(database)) as opened:
+        if not upgrade_database(opened, click.echo, None if no_backup else Path.cwd()):
+            return
+        take_back_lost(opened)
+        if waiting := waiting_blocks(opened):
+            click.echo(f"Cancel what the earlier version has in the queue still: {', '.join(waiting)}.")
 
 
 def _table(status: ServerStatus) -> Table:

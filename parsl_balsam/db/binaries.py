@@ -9,7 +9,7 @@ import re
 import shlex
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,20 @@ class Binaries:
     directory: Path
     major: int  #: major version; a data directory can be used by this one only
 
-    def run(self, program: str, *arguments: str, cwd: Path, account: Account | None) -> None:
+    def run(
+        self,
+        program: str,
+        *arguments: str,
+        cwd: Path,
+        account: Account | None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Run `program` in `cwd`, in a session of its own so that a Ctrl-C in the caller's terminal does not reach it.
+
+        Parameters
+        ----------
+        environment
+            None for what a server needs, without the user's variables for clients of PostgreSQL.
 
         Raises
         ------
@@ -80,7 +92,7 @@ class Binaries:
             result = subprocess.run(
                 [self.directory / program, *arguments],
                 cwd=cwd,
-                env=_environment(),
+                env=_environment() if environment is None else environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

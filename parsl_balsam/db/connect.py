@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ POSTGRES_OPTIONS = {
     "tcp_user_timeout": 15_000,
 }
 
-#: Serialises the making of the tables. Any constant will do, as long as it is ours.
-_CREATE_LOCK = 0x62616C73616D
+#: Serialises the making and the changing of the tables. Any constant will do, as long as it is ours.
+CREATE_LOCK = 0x62616C73616D
 
 
 class clock(GenericFunction[float]):
@@ -142,16 +143,52 @@ def open_database(where: str | Path, *, create: bool = True) -> Database:
     SchemaMismatch
         If its tables are of another version.
     """
-    url = resolve(where)
-    is_sqlite = url.get_backend_name() == "sqlite"
-    engine = _sqlite_engine(url, create) if is_sqlite else _postgres_engine(url)
-    database = Database(url, engine)
+    database = _connect(resolve(where), create)
     try:
-        _check_schema(database, create)
+        _check_schema(database, create, str(where))
     except BaseException:
-        engine.dispose()
+        database.close()
         raise
     return database
+
+
+def open_any_version(where: str | Path) -> Database:
+    """Open an existing database to bring its tables up to date; they are not looked at here.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is neither a URL of these two kinds nor the directory of a server.
+    DatabaseUnavailable
+        If the database cannot be opened.
+    """
+    return _connect(resolve(where), create=False)
+
+
+def read_version(connection: Connection, shown: str) -> int:
+    """Return the version of a database's tables.
+
+    Parameters
+    ----------
+    shown
+        What messages call the database.
+
+    Raises
+    ------
+    SchemaMismatch
+        If it has no tables of ours, or newer ones than this program knows.
+    """
+    if not inspect(connection).has_table(schema_version.name):
+        raise SchemaMismatch(f"{shown} has no parsl-balsam tables: check the name, or run a workflow on it first")
+    version = connection.execute(select(schema_version.c.version)).scalar()
+    if version is None or version < 1:
+        raise SchemaMismatch(f"{shown} does not say of which version its tables are: use another database")
+    if version > SCHEMA_VERSION:
+        raise SchemaMismatch(
+            f"{shown} has schema version {version}, this parsl-balsam works with version {SCHEMA_VERSION}: "
+            "the database is newer than the program; install the parsl-balsam that made it, or use another database"
+        )
+    return int(version)
 
 
 def resolve(where: str | Path) -> URL:
@@ -193,6 +230,11 @@ def resolve(where: str | Path) -> URL:
         "the database URL cannot be used: it must start with sqlite:/// or postgresql://, as in "
         "sqlite:///balsam.db or postgresql://user:password@host:5432/name"
     )
+
+
+def _connect(url: URL, create: bool) -> Database:
+    is_sqlite = url.get_backend_name() == "sqlite"
+    return Database(url, _sqlite_engine(url, create) if is_sqlite else _postgres_engine(url))
 
 
 def _sqlite_engine(url: URL, create: bool) -> Engine:
@@ -258,40 +300,44 @@ def _translated(url: URL) -> Iterator[None]:
         raise
 
 
-def _check_schema(database: Database, create: bool) -> None:
+def _check_schema(database: Database, create: bool, where: str) -> None:
     shown = database.url.render_as_string()
     try:
         with database.read() as connection:  # most often they are there, and looking must not wait for writers
             if inspect(connection).has_table(schema_version.name):
-                return _check_version(connection, shown)
+                return _check_version(connection, shown, _upgrade_command(database, where))
         with database.begin() as connection:
             if not database.is_sqlite:
-                connection.execute(select(func.pg_advisory_xact_lock(_CREATE_LOCK)))
+                connection.execute(select(func.pg_advisory_xact_lock(CREATE_LOCK)))
             found = set(inspect(connection).get_table_names())
             if schema_version.name not in found:
                 if found & set(metadata.tables):
                     raise SchemaMismatch(
                         f"{shown} has tables of the same names that are not parsl-balsam's: use another database"
                     )
-                if not create:
-                    raise SchemaMismatch(
-                        f"{shown} has no parsl-balsam tables: check the name, or run a workflow on it first"
-                    )
-                metadata.create_all(connection)
-                connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
-                return
-            _check_version(connection, shown)
+                if create:
+                    metadata.create_all(connection)
+                    connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
+            _check_version(connection, shown, _upgrade_command(database, where))
     except DBAPIError as error:  # such as "file is not a database"
         raise DatabaseUnavailable(f"{shown}: {error.orig}") from error
 
 
-def _check_version(connection: Connection, shown: str) -> None:
-    version = connection.execute(select(schema_version.c.version)).scalar()
-    if version != SCHEMA_VERSION:
+def _check_version(connection: Connection, shown: str, upgrade: str) -> None:
+    version = read_version(connection, shown)
+    if version < SCHEMA_VERSION:
         raise SchemaMismatch(
             f"{shown} has schema version {version}, this parsl-balsam works with version {SCHEMA_VERSION}: "
-            f"use the parsl-balsam that made it, or another database"
+            f"`{upgrade}` brings it up to date"
         )
+
+
+def _upgrade_command(database: Database, where: str) -> str:
+    if database.is_sqlite:
+        where = str(database.url.database)
+    elif "://" in where:
+        where = database.url.render_as_string()  # without its password
+    return f"parsl-balsam db upgrade --database {shlex.quote(where)}"
 
 
 def server_started(connection: Connection) -> float:

@@ -29,7 +29,18 @@ class DatabaseDown(DatabaseUnavailable):
 
 
 class SchemaMismatch(BalsamError):
-    """The database was made by another version of parsl-balsam. Use that version, or another database."""
+    """The database's tables are of another version than this parsl-balsam's. Older ones are brought up to date by
+    ``parsl-balsam db upgrade --database WHERE``; for newer ones, install a newer parsl-balsam."""
+
+
+class DatabaseInUse(BalsamError):
+    """The database cannot be upgraded while scripts or launchers work with it. End those that are named, or wait for
+    them."""
+
+
+class BackupFailed(BalsamError):
+    """The database could not be copied before its upgrade, and was left as it is. Do as the message says, or copy it
+    yourself and pass ``--no-backup``."""
 
 
 class ServerError(BalsamError):
