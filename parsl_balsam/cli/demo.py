@@ -66,8 +66,8 @@ def demo(directory: Path, grid: str) -> None:
 
         console.rule("Second run: the same command")
         console.print(
-            "What is done by now is answered from recorded results. The other calls re-attach to their tasks: those "
-            "that the first launcher runs are waited for, the rest is left to a new one."
+            "What is done by now is answered from recorded results. The other calls re-attach to their tasks, "
+            "and the launcher, which the second run adopts, goes on with them."
         )
         with started(command) as script:
             code = script.wait()
