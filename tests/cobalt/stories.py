@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from tests.cobalt.cobalt import Cobalt, until
 from tests.cobalt.questions import user_name
+
+T = TypeVar("T")
 
 #: A script that is there until it is killed, and notes what it is told.
 PATIENT = """
@@ -61,8 +66,25 @@ def start(cobalt: Cobalt, script: Path, *options: str) -> str:
     return job
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    gone = psutil.STATUS_ZOMBIE
+    return [each for each in processes if each.is_running() and (_seen(each.status) or gone) != gone]
+
+
+def names(processes: Iterable[psutil.Process]) -> list[str]:
+    return [name for each in processes if (name := _seen(each.name))]
+
+
+def found(pids: Iterable[int]) -> list[psutil.Process]:
+    return [process for pid in pids if (process := _seen(partial(psutil.Process, pid)))]
+
+
+def _seen(look: Callable[[], T]) -> T | None:
+    """Return what is seen of a process; None if it has ended meanwhile."""
+    try:
+        return look()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def completed(code: int) -> str:

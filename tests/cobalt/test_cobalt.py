@@ -23,7 +23,9 @@ from tests.cobalt.stories import (
     alive,
     completed,
     finish,
+    found,
     last_line,
+    names,
     output,
     start,
     submit,
@@ -105,7 +107,7 @@ def test_what_a_script_leaves_behind_is_killed(cobalt: Cobalt, write: Write) -> 
     script = write("setsid sleep 1000 & sleep 1000 & echo begun")
     job = submit(cobalt, script)
     cobalt.wait_for(job, "exiting")
-    until(lambda: [process.name() for process in cobalt.processes(job)] == ["sleep", "sleep"])
+    until(lambda: names(cobalt.processes(job)) == ["sleep", "sleep"])
     left = cobalt.processes(job)
     cobalt.change(epilogue_s=0)
     cobalt.wait_for(job, "gone")
@@ -302,7 +304,7 @@ def test_nothing_is_left_of_a_stopped_one(write: Write) -> None:
         home = small.home
         assert home is not None
         start(small, write("setsid sleep 1000 & trap '' TERM; echo begun; sleep 1000"))
-        until(lambda: sum(process.name() == "sleep" for process in small.processes()) == 2)
+        until(lambda: names(small.processes()).count("sleep") == 2)
         running = small.processes()
     assert not home.exists()
     assert alive(running) == []
@@ -323,7 +325,7 @@ def test_nothing_is_left_when_its_maker_is_killed(write: Write) -> None:
     finally:
         maker.kill()
         maker.communicate()
-    running = [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
+    running = found(map(int, pids))
     assert len(pids) >= 3
     until(lambda: not alive(running))
     until(lambda: not os.path.exists(home))
