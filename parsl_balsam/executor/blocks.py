@@ -41,7 +41,6 @@ class BlockBook:
         self._noted: dict[str, tuple[JobState, str | None]] = {}
         self._refusals: dict[str, str] = {}
         self._ending: set[str] = set()
-        self.over: set[str] = set()  #: blocks of which the scheduler has said how they ended
         self._ended_by_run: set[str] = set()
         self._pause: Pause | None = None
         end_pause(database, [run.workflow_id])  # whoever starts a script again may have mended what was wrong
@@ -77,14 +76,17 @@ class BlockBook:
         self.note_state(name, JobState.CANCELLED, "its run has ended it")
 
     def note_state(self, name: str, state: JobState, reason: str | None) -> None:
-        """Record what the scheduler says of a block's job, if it is news."""
-        if name not in self._rows or self._noted.get(name) == (state, reason):
+        """Record what the scheduler says of a block's job, if it is news. One that is over stays as it ended."""
+        if name not in self._rows or self.is_over(name) or self._noted.get(name) == (state, reason):
             return
         blocks.note_job_state(self._database, self._rows[name], state, reason)
         self._noted[name] = (state, reason)
         if state in JOB_OVER:
             self._ending.add(name)
-            self.over.add(name)
+
+    def is_over(self, name: str) -> bool:
+        """Tell whether it is recorded how a block's job ended."""
+        return name in self._noted and self._noted[name][0] in JOB_OVER
 
     def judge_ends(self) -> None:
         """Begin a pause if a block has died at once, end it if one has served well."""

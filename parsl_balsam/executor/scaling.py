@@ -250,7 +250,7 @@ class ScalingExecutor(BlockProviderExecutor):
         for block_id in list(self._unrecorded):
             self._note_job(block_id, self.blocks_to_job_id[block_id])
         for block_id, status in self._status.items():
-            if block_id in self._blocks.over:
+            if self._blocks.is_over(block_id):
                 continue
             if status.state is ParslState.SCALED_IN:
                 self._blocks.note_end_by_run(block_id)

@@ -245,6 +245,15 @@ def test_blocks_that_die_at_once_make_pauses(load: Load, tmp_path: Path, caplog:
     assert len(run.rows(blocks)) == served
 
 
+def test_end_of_the_run_leaves_ended_blocks_as_they_ended(load: Load) -> None:
+    broken = QuickLocalProvider(worker_init="exit 7")
+    run = load(QUICK, provider=broken, block_pause_s=3600.0)
+    wait_for(lambda: run.rows(blocks, blocks.c.job_state == "failed"), "the block to fail")
+    run.kernel.cleanup()
+    (block,) = rows(run.database, blocks)
+    assert (block.job_state, block.job_reason) == ("failed", "exit code 7")
+
+
 def test_two_executors_share_a_database_file(load: Load, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     quick = QuickLocalProvider(init_blocks=1, max_blocks=1)
