@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 import psutil
-from sqlalchemy import URL
 
 from parsl_balsam.cli.config import load_config
 from parsl_balsam.cli.output import one_line, printable
-from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.connect import Address, open_database
 from parsl_balsam.db.server import is_server_directory
+from parsl_balsam.executor.blocks import launch_command, order_file
 from parsl_balsam.model.blocks import BlockRequest
 from parsl_balsam.model.errors import BalsamError, ConfigurationError
 
@@ -183,11 +183,9 @@ def _check_executor(executor: BalsamExecutor, run_dir: Path, submit: bool, findi
 
 def _requests(executor: BalsamExecutor) -> Iterator[tuple[BlockRequest, str]]:
     """Yield what an executor may ask its scheduler for, with a name for each."""
-    from parsl_balsam.providers.walltime import minutes
-
     policy, provider = executor.queue_policy, executor.provider
     if policy is None:
-        yield BlockRequest(provider.nodes_per_block, minutes(provider.walltime)), "each block"
+        yield provider.usual_request, "each block"
         return
     for queue in policy.queues:
         offers = [offer for offer in policy.offers if offer.queue == queue]
@@ -205,9 +203,7 @@ def _check_script(
     """Show the script of a block, and ask its scheduler whether it would take it."""
     provider: BatchProvider = executor.provider
     provider.script_dir = str(run_dir / "000" / "submit_scripts")
-    order = run_dir / "000" / executor.label / "launch.json"
-    words = (sys.executable, "-m", "parsl_balsam.launcher", str(order), "1")
-    command = f"PARSL_WORKER_BLOCK_ID=0 exec {shlex.join(words)}"
+    command = launch_command(order_file(run_dir / "000" / executor.label), "0", 1)
     name = f"parsl.{executor.label}.block-0"
     argv, script = provider.preview(command, request, name)
     click.echo(f"The script of {what} ({_nodes(request.nodes)} for {request.walltime_min} min):")
@@ -246,7 +242,7 @@ def _check_database(executor: BalsamExecutor, findings: Findings, *, elsewhere: 
     tried
         Whether it will be tried from there.
     """
-    url: URL = executor.database_url
+    url: Address = executor.database_url
     shown = url.render_as_string()
     if elsewhere and (why := _only_here(url)) is not None:
         where = executor.database if is_server_directory(executor.database) else "DIR"
@@ -271,7 +267,7 @@ def _check_database(executor: BalsamExecutor, findings: Findings, *, elsewhere: 
     return True
 
 
-def _only_here(url: URL) -> str | None:
+def _only_here(url: Address) -> str | None:
     """Tell why a database's address means another machine to each host, or none; None if it may be meant for all."""
     named = url.query.get("host") or url.host or ""
     for host in [part for text in ([named] if isinstance(named, str) else named) for part in text.split(",")]:

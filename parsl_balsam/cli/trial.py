@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from parsl_balsam.cli.output import duration, one_line, print_text
-from parsl_balsam.executor.blocks import write_order
+from parsl_balsam.executor.blocks import order_file, write_order
 from parsl_balsam.launcher.reach import Reached
 from parsl_balsam.model.blocks import BlockRequest
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
-from parsl_balsam.providers.walltime import minutes
 
 if TYPE_CHECKING:
     from parsl.jobs.states import JobStatus
@@ -48,7 +47,7 @@ def try_there(executor: BalsamExecutor, run_dir: Path, findings: Findings) -> No
         else:
             click.echo(f"The job's files are in {directory}")
     finally:
-        (directory / "launch.json").unlink(missing_ok=True)  # it has the password
+        order_file(directory).unlink(missing_ok=True)  # it has the password
 
 
 def _tried(executor: BalsamExecutor, name: str, directory: Path, findings: Findings) -> bool:
@@ -97,7 +96,7 @@ def _tried(executor: BalsamExecutor, name: str, directory: Path, findings: Findi
 def _smallest(executor: BalsamExecutor) -> BlockRequest:
     """Return the smallest block that an executor may ask for, of one node if nothing is said of it."""
     if executor.queue_policy is None:
-        return BlockRequest(1, min(_WALLTIME_MIN, minutes(executor.provider.walltime)))
+        return BlockRequest(1, min(_WALLTIME_MIN, executor.provider.usual_request.walltime_min))
     least = min(executor.queue_policy.offers, key=lambda offer: (offer.min_nodes, offer.min_walltime_min))
     walltime_min = max(least.min_walltime_min, min(_WALLTIME_MIN, least.max_walltime_min))
     return BlockRequest(least.min_nodes, walltime_min, least.queue.name)

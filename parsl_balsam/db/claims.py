@@ -284,13 +284,14 @@ class ClaimStore:
 
 # The statements are made once: to put one together takes SQLAlchemy longer than to run it.
 
-_current_run = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
+#: The run that drives the workflow now.
+CURRENT_RUN = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
 
 _RENEW = (
     blocks.update()
     .where(blocks.c.id == bindparam("block"), blocks.c.state == BlockState.RUNNING.value)
     .values(lease_until=clock() + blocks.c.lease_s)
-    .returning(clock().label("at"), (blocks.c.run_id != _current_run).label("superseded"), blocks.c.end_wish)
+    .returning(clock().label("at"), (blocks.c.run_id != CURRENT_RUN).label("superseded"), blocks.c.end_wish)
 )
 
 _LOCK = select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update()
@@ -305,8 +306,10 @@ _ASSIGNED = (
 
 _RUNNING = tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState.RUNNING.value)
 
-_wanted = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.run_id == _current_run, IS_READY)
-_due = or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at"))
+#: Ready tasks that it asked for.
+WANTED = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.run_id == CURRENT_RUN, IS_READY)
+#: Not those that wait for their next try.
+DUE = or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at"))
 
 _node_cores = bindparam("node_cores", type_=Integer())
 #: Cores that a task takes on each of its nodes.
@@ -319,7 +322,7 @@ _time_left = bindparam("time_left", type_=Float())
 
 #: Which tasks a block may claim, now or when they are due.
 _claimable = (
-    *_wanted,
+    *WANTED,
     tasks.c.nodes <= bindparam("most_nodes"),
     _cores <= bindparam("most_cores"),
     tasks.c.gpus <= bindparam("most_gpus"),
@@ -330,13 +333,13 @@ _claimable = (
 _NEXT_READY = select(func.min(tasks.c.ready_at)).where(*_claimable, tasks.c.ready_at.is_not(None))
 
 _order = (tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
-_UNSERVED = select(tasks.c.id, tasks.c.nodes, tasks.c.walltime_min).where(*_wanted, _due).order_by(*_order).limit(1)
+_UNSERVED = select(tasks.c.id, tasks.c.nodes, tasks.c.walltime_min).where(*WANTED, DUE).order_by(*_order).limit(1)
 
 _PICK = (
     select(tasks.c.id, (tasks.c.nodes * _cores).label("cores"))
     .where(
         *_claimable,
-        _due,
+        DUE,
         tasks.c.submitted_at <= bindparam("recorded_by"),
         tasks.c.nodes * _cores >= bindparam("least_cores"),
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EACCES, EISDIR
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
@@ -49,6 +49,10 @@ POSTGRES_OPTIONS = {
 
 #: Serialises the making and the changing of the tables. Any constant will do, as long as it is ours.
 CREATE_LOCK = 0x62616C73616D
+
+
+#: Where a database is. Its password is not shown where it is written as text.
+Address: TypeAlias = URL
 
 
 class clock(GenericFunction[float]):

@@ -6,10 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, or_, select
+from sqlalchemy import Connection, bindparam, func, select
 
+from parsl_balsam.db.claims import CURRENT_RUN, DUE, WANTED
 from parsl_balsam.db.connect import Database, now
-from parsl_balsam.db.schema import IS_OPEN, IS_READY, blocks, tasks, workflows
+from parsl_balsam.db.schema import IS_OPEN, blocks, tasks
 from parsl_balsam.model.blocks import BlockSupply
 from parsl_balsam.model.demand import Demand, TaskGroup
 from parsl_balsam.model.states import BlockState
@@ -82,7 +83,6 @@ def _group(row: Any, whole_nodes: bool) -> TaskGroup:
 
 
 _needs = (tasks.c.nodes, tasks.c.cores, tasks.c.packing, tasks.c.gpus, tasks.c.walltime_min)
-_current_run = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
 
 _READY = (
     select(
@@ -91,12 +91,7 @@ _READY = (
         func.min(tasks.c.submitted_at).label("oldest"),
         func.max(tasks.c.submitted_at).label("newest"),
     )
-    .where(
-        tasks.c.workflow_id == bindparam("workflow"),
-        tasks.c.run_id == _current_run,
-        IS_READY,
-        or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at")),
-    )
+    .where(*WANTED, DUE)
     .group_by(*_needs)
 )
 
@@ -114,7 +109,7 @@ _OPEN = (
         blocks.c.workflow_id == bindparam("workflow"),
         IS_OPEN,
         blocks.c.end_wish.is_(None),
-        blocks.c.run_id == _current_run,
+        blocks.c.run_id == CURRENT_RUN,
     )
     .order_by(blocks.c.id)
 )

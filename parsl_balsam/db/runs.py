@@ -74,7 +74,7 @@ def begin_run(
     Parameters
     ----------
     launch_order, block_rules
-        JSON, see `parsl_balsam.model.launch` and `parsl_balsam.providers.rules`.
+        JSON, kept for launchers and commands that are started by hand; not read here.
     adopts
         Tells which of the open blocks of earlier runs this one takes over. It is called within the transaction.
 

@@ -159,7 +159,7 @@ def open_rooms(connection: Connection, workflow_ids: Sequence[int]) -> list[Open
         OpenRoom(
             row.id,
             row.job_id,
-            row.nodes or row.requested_nodes,
+            row.requested_nodes if row.nodes is None else row.nodes,
             row.ends_at - at if row.ends_at is not None else row.walltime_min and row.walltime_min * 60,
             row.lost_nodes,
             row.state == BlockState.RUNNING.value,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -165,11 +167,21 @@ class BlockBook:
         return blocks.statuses(self._database, [self._rows[name] for name in names if name in self._rows])
 
 
+def launch_command(order: Path, name: str, row: int) -> str:
+    """Return the shell command that runs a block's launcher, in place of the shell."""
+    words = (sys.executable, "-m", "parsl_balsam.launcher", str(order), str(row))
+    return f"PARSL_WORKER_BLOCK_ID={name} exec {shlex.join(words)}"
+
+
+def order_file(directory: Path) -> Path:
+    """Return where the launchers of a run find what they must know."""
+    return directory / "launch.json"
+
+
 def write_order(order: LaunchOrder) -> Path:
     """Write what the launchers of this run must know to a file that only its owner can read; return the file."""
-    directory = Path(order.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "launch.json"
+    path = order_file(Path(order.directory))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(order.dumps())
     return path

@@ -23,9 +23,8 @@ from parsl.monitoring.radios.filesystem import FilesystemRadio
 from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
 from parsl.utils import RepresentationMixin
-from sqlalchemy.engine import URL
 
-from parsl_balsam.db.connect import open_database, resolve
+from parsl_balsam.db.connect import Address, open_database, resolve
 from parsl_balsam.db.drivers import is_dead, this_process
 from parsl_balsam.db.runs import begin_run, end_run
 from parsl_balsam.db.tasks import TaskStore
@@ -353,8 +352,8 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         super().shutdown()
 
     @property
-    def database_url(self) -> URL:
-        """Where tasks live; with the password, which is not shown where the URL is written as text."""
+    def database_url(self) -> Address:
+        """Where tasks live."""
         return self._address
 
     @property

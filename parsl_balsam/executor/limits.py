@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 
 from parsl.launchers import SimpleLauncher, SingleNodeLauncher
@@ -15,8 +14,7 @@ from parsl_balsam.model.launch import JobMode
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.providers.policy import QueuePolicy
 from parsl_balsam.providers.rules import BlockRules
-
-_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
+from parsl_balsam.providers.walltime import seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +105,7 @@ def limits_of(
 
 def walltime_of(provider: ExecutionProvider) -> float | None:
     """Return how long a provider's blocks last, seconds; None where that is not known."""
-    found = _WALLTIME.fullmatch(str(getattr(provider, "walltime", "")))
-    if found is None or isinstance(provider, LocalProvider):
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+    return None if isinstance(provider, LocalProvider) else seconds(str(getattr(provider, "walltime", "")))
 
 
 def take_launcher(provider: ExecutionProvider) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-import shlex
-import sys
 import threading
 import uuid
 from pathlib import Path
@@ -21,13 +18,14 @@ from parsl_balsam.db.blocks import Requested
 from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.runs import OpenJob, Run
 from parsl_balsam.executor.adoption import adopt, scheduler_of
-from parsl_balsam.executor.blocks import BlockBook
+from parsl_balsam.executor.blocks import BlockBook, launch_command
 from parsl_balsam.executor.limits import walltime_of
 from parsl_balsam.executor.planner import Planner
-from parsl_balsam.model.blocks import BlockRequest
 from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.states import JobState
 from parsl_balsam.providers.batch import BatchProvider
+from parsl_balsam.providers.ensemble import Plan
+from parsl_balsam.providers.scheduler import clean_name
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +45,7 @@ class ScalingExecutor(BlockProviderExecutor):
     _blocks: BlockBook
     _order_file: Path
     _planner: Planner | None = None  # None: all blocks have the provider's size
-    _asked: BlockRequest | None = None  # what the next block asks for, and why
-    _why: str | None = None
+    _plan: Plan | None = None  # what the next block asks for, and why; None: the provider's own size
     _first_blocks_started = False
     _poller: int | None = None
     _work = 0  # cores that calls which wait or run need
@@ -177,25 +174,31 @@ class ScalingExecutor(BlockProviderExecutor):
             plan = self._planner.plan()
             if plan.request is None:
                 break
-            self._asked, self._why = plan.request, plan.why
+            self._plan = plan
             logger.info("requesting a block: %s", plan.why)
             made += super().scale_out_facade(1)
         return made
 
     def _launch_block(self, block_id: str) -> Any:
-        provider, requested = self.provider, self._requested(block_id)
+        provider, plan = self.provider, self._plan
+        tag = f"{clean_name(f'parsl.{self.label}.block-{block_id}')}.{uuid.uuid4().hex[:16]}"
+        scheduler = scheduler_of(provider)
+        if isinstance(provider, BatchProvider):
+            asked = (plan and plan.request) or provider.usual_request
+            why = plan.why if plan else None
+            requested = Requested(tag, scheduler, asked.nodes, asked.walltime_min, asked.queue, why)
+        else:
+            walltime_s = walltime_of(provider)
+            requested = Requested(tag, scheduler, provider.nodes_per_block, walltime_s and walltime_s / 60)
         row = self._blocks.record(block_id, requested)
         try:
             if isinstance(provider, BatchProvider):
-                asked = self._asked or _usual(provider)
-                handle = provider.submit_block(self._get_launch_command(block_id), asked, requested.tag)
+                handle = provider.submit_block(self._get_launch_command(block_id), asked, tag)
             else:
                 handle = super()._launch_block(block_id)
         except Exception as error:
             self._blocks.note_refusal(block_id, str(error))
             raise
-        finally:
-            self._asked = self._why = None
         logger.info("block %d is requested as job %s", row, handle)
         try:
             self._note_job(block_id, handle)
@@ -203,22 +206,8 @@ class ScalingExecutor(BlockProviderExecutor):
             self._outage.note(error)
         return handle
 
-    def _requested(self, block_id: str) -> Requested:
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"parsl.{self.label}.block-{block_id}")
-        tag = f"{name}.{uuid.uuid4().hex[:16]}"
-        scheduler = scheduler_of(self.provider)
-        if self._asked is not None:
-            asked = self._asked
-            return Requested(tag, scheduler, asked.nodes, asked.walltime_min, asked.queue, self._why)
-        walltime_s = walltime_of(self.provider)
-        minutes = None if walltime_s is None else walltime_s / 60
-        return Requested(tag, scheduler, self.provider.nodes_per_block, minutes)
-
     def _get_launch_command(self, block_id: str) -> str:
-        return (
-            f"PARSL_WORKER_BLOCK_ID={block_id} exec {shlex.quote(sys.executable)} -m parsl_balsam.launcher "
-            f"{shlex.quote(str(self._order_file))} {self._blocks.row(block_id)}"
-        )
+        return launch_command(self._order_file, block_id, self._blocks.row(block_id))
 
     def _adopt(self, block_id: str, job: OpenJob) -> None:
         handle = adopt(self.provider, job)
@@ -303,13 +292,6 @@ class ScalingExecutor(BlockProviderExecutor):
             return self._planner is not None
         newest = self._status[max(self._status, key=int)]
         return bool(newest.state is not ParslState.SCALED_IN)
-
-
-def _usual(provider: BatchProvider) -> BlockRequest:
-    """Return what a provider asks for where nobody asks for something else."""
-    walltime_s = walltime_of(provider)
-    assert walltime_s is not None  # the provider has checked it
-    return BlockRequest(provider.nodes_per_block, math.ceil(walltime_s / 60))
 
 
 def _reason(status: JobStatus) -> str | None:

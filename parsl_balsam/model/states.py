@@ -45,8 +45,8 @@ class JobState(str, Enum):
     RUNNING = "running"  # has nodes, or is being cleaned up
     COMPLETED = "completed"  # ended by itself, in good order
     FAILED = "failed"  # ended by itself with an error, or lost its nodes
-    CANCELLED = "cancelled"  # ended by a user's or an administrator's wish
-    TIMEOUT = "timeout"  # ended by its walltime, or preempted
+    CANCELLED = "cancelled"  # ended by a user's or an administrator's wish, or preempted
+    TIMEOUT = "timeout"  # ended by its walltime
     MISSING = "missing"  # over; how it ended is not known
 
 

@@ -150,7 +150,7 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         name = f"{clean_name(job_name)}.{secrets.token_hex(4)}"
         nodes = self.nodes_per_block
         started = self.launcher(command, tasks_per_node, nodes, self._directory())
-        return self._submit(self._batch_job(started, BlockRequest(nodes, minutes(self.walltime)), name, tasks_per_node))
+        return self._submit(self._batch_job(started, self.usual_request, name, tasks_per_node))
 
     def submit_block(self, command: str, request: BlockRequest, job_name: str) -> str:
         """Submit a block of any size for one launcher process on its first node; return its handle.
@@ -172,6 +172,11 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
     def render(self, command: str, request: BlockRequest, job_name: str) -> str:
         """Return the script that `submit_block` would submit."""
         return self._scheduler.script(self._batch_job(command, request, job_name))
+
+    @property
+    def usual_request(self) -> BlockRequest:
+        """What is asked for where nothing else decides the size of a block."""
+        return BlockRequest(self.nodes_per_block, minutes(self.walltime))
 
     def preview(self, command: str, request: BlockRequest, job_name: str) -> tuple[list[str], str]:
         """Return the command by which `submit_block` would submit, and the script."""
