@@ -58,7 +58,7 @@ def record_block(
 ) -> int:
     """Record a block before it is requested; return its id."""
     asked = requested or Requested()
-    with database.begin() as connection:
+    with database.begin("record_block") as connection:
         recorded = connection.execute(
             blocks.insert()
             .values(
@@ -82,7 +82,7 @@ def record_block(
 
 def record_job(database: Database, block_id: int, job_id: str | None, script: str | None = None) -> None:
     """Record which batch job a block became, None as long as that is not known, and the script that was submitted."""
-    with database.begin() as connection:
+    with database.begin("record_job") as connection:
         connection.execute(blocks.update().where(blocks.c.id == block_id).values(job_id=job_id, script=script))
 
 
@@ -94,7 +94,7 @@ def requested_walltime(database: Database, block_id: int) -> float | None:
 
 def rename_block(database: Database, block_id: int, name: str) -> None:
     """Record what Parsl calls a block in the run that adopted it."""
-    with database.begin() as connection:
+    with database.begin("rename_block") as connection:
         connection.execute(blocks.update().where(blocks.c.id == block_id).values(name=name))
 
 
@@ -103,7 +103,7 @@ def note_job_state(database: Database, block_id: int, state: JobState, reason: s
 
     A launcher that came speaks for itself, or loses its lease.
     """
-    with database.begin() as connection:
+    with database.begin("note_job_state") as connection:
         connection.execute(
             blocks.update().where(blocks.c.id == block_id).values(job_state=state.value, job_reason=reason)
         )
@@ -116,7 +116,7 @@ def wish_end(database: Database, block_ids: Sequence[int], who: str) -> dict[int
 
     Return the state of each block that there is.
     """
-    with database.begin() as connection:
+    with database.begin("wish_end") as connection:
         found = connection.execute(
             select(blocks.c.id, blocks.c.workflow_id, blocks.c.state)
             .where(blocks.c.id.in_(list(block_ids)))
@@ -144,15 +144,20 @@ def read_end(database: Database, block_id: int) -> BlockEnd | None:
     return BlockEnd(started, row.lived_s or 0.0, BlockState(row.state), row.reason or "", wished)
 
 
-def open_block(database: Database, block_id: int, host: str, pid: int) -> None:
+def open_block(database: Database, block_id: int, host: str, pid: int, directory: str | None = None) -> None:
     """Give the block's launcher its lease.
+
+    Parameters
+    ----------
+    directory
+        Where the launcher leaves what it cannot write to the database.
 
     Raises
     ------
     BalsamError
         If the block does not wait for its launcher: it was ended, or has a launcher already.
     """
-    with database.begin() as connection:
+    with database.begin("open_block") as connection:
         _abandon(connection, block_id, "ended before its launcher came", blocks.c.end_wish.is_not(None))
         opened = connection.execute(
             blocks.update()
@@ -161,6 +166,7 @@ def open_block(database: Database, block_id: int, host: str, pid: int) -> None:
                 state=BlockState.RUNNING.value,
                 host=host,
                 pid=pid,
+                directory=directory,
                 started_at=clock(),
                 lease_until=clock() + blocks.c.lease_s,
             )
@@ -171,7 +177,7 @@ def open_block(database: Database, block_id: int, host: str, pid: int) -> None:
 
 def close_block(database: Database, block_id: int, reason: str) -> None:
     """Record that a block is over. What its launcher still held becomes ready again, at no cost."""
-    with database.begin() as connection:
+    with database.begin("close_block") as connection:
         row = connection.execute(
             select(blocks.c.workflow_id, blocks.c.state).where(blocks.c.id == block_id).with_for_update()
         ).one()
@@ -181,7 +187,7 @@ def close_block(database: Database, block_id: int, reason: str) -> None:
 
 def abandon_block(database: Database, block_id: int, reason: str) -> None:
     """Record that a block is over whose launcher never came. One that came speaks for itself, or loses its lease."""
-    with database.begin() as connection:
+    with database.begin("abandon_block") as connection:
         _abandon(connection, block_id, reason)
 
 
@@ -201,7 +207,7 @@ def reap(database: Database) -> list[int]:
         ).all()
     lost: list[int] = []
     for block_id, workflow_id in overdue:
-        with database.begin() as connection:
+        with database.begin("reap") as connection:
             still = connection.execute(
                 select(blocks.c.id, blocks.c.job_state, blocks.c.job_reason)
                 .where(

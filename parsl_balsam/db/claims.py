@@ -83,7 +83,7 @@ class ClaimStore:
         LeaseLost
             If the block was reaped. Nothing was written.
         """
-        with self._database.begin() as connection:
+        with self._database.begin("exchange") as connection:
             at, superseded, end_wish = self._renew(connection)
             if bool(starts) + bool(ends) + bool(releases) > 1:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
@@ -125,7 +125,7 @@ class ClaimStore:
         LeaseLost
             If the block was reaped. Nothing was written.
         """
-        with self._database.begin() as connection:
+        with self._database.begin("release_strays") as connection:
             at, _, _ = self._renew(connection)
             strays = connection.execute(
                 select(tasks.c.id, tasks.c.attempts, tasks.c.token, tasks.c.cancel_requested)

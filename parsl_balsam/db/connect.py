@@ -19,6 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Float
 
+from parsl_balsam.db.crashpoint import Moment, pass_point
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.model.errors import ConfigurationError, DatabaseDown, DatabaseUnavailable, SchemaMismatch
 
@@ -90,8 +91,13 @@ class Database:
         return self.url.render_as_string(hide_password=False)
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
+    def begin(self, name: str = "") -> Iterator[Connection]:
         """One transaction that may write.
+
+        Parameters
+        ----------
+        name
+            By which tests find its commit, see `parsl_balsam.db.crashpoint`.
 
         Raises
         ------
@@ -100,6 +106,8 @@ class Database:
         """
         with _translated(self.url), self.engine.begin() as connection:
             yield connection
+            pass_point(name, Moment.BEFORE)
+        pass_point(name, Moment.AFTER)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -310,7 +318,7 @@ def _check_schema(database: Database, create: bool, where: str) -> None:
         with database.read() as connection:  # most often they are there, and looking must not wait for writers
             if inspect(connection).has_table(schema_version.name):
                 return _check_version(connection, shown, _upgrade_command(database, where))
-        with database.begin() as connection:
+        with database.begin("check_schema") as connection:
             if not database.is_sqlite:
                 connection.execute(select(func.pg_advisory_xact_lock(CREATE_LOCK)))
             found = set(inspect(connection).get_table_names())

@@ -21,7 +21,7 @@ def note_failed_block(database: Database, workflow_id: int, why: str, base_s: fl
     base_s
         The first pause, seconds.
     """
-    with database.begin() as connection:
+    with database.begin("note_failed_block") as connection:
         row = connection.execute(
             select(workflows.c.pause_count).where(workflows.c.id == workflow_id).with_for_update(key_share=True)
         ).one()
@@ -36,7 +36,7 @@ def note_failed_block(database: Database, workflow_id: int, why: str, base_s: fl
 
 def end_pause(database: Database, workflow_ids: Sequence[int]) -> None:
     """Let blocks be requested, and the next pause be a short one again."""
-    with database.begin() as connection:
+    with database.begin("end_pause") as connection:
         connection.execute(
             workflows.update()
             .where(workflows.c.id.in_(workflow_ids))

@@ -85,7 +85,7 @@ def begin_run(
     """
     heard: float | None = None
     while True:
-        with database.begin() as connection:
+        with database.begin("begin_run") as connection:
             workflow = _workflow(connection, name, label)
             holder = _holder(connection, workflow.current_run)
             if holder is None or is_dead(_driver(holder)):
@@ -151,7 +151,7 @@ def renew_run(database: Database, run_id: int, lease_s: float) -> None:
     WorkflowLost
         If another run has taken the workflow over.
     """
-    with database.begin() as connection:
+    with database.begin("renew_run") as connection:
         renewed = connection.execute(
             runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(lease_until=clock() + lease_s)
         )
@@ -161,7 +161,7 @@ def renew_run(database: Database, run_id: int, lease_s: float) -> None:
 
 def end_run(database: Database, run_id: int) -> None:
     """Record that a run is over."""
-    with database.begin() as connection:
+    with database.begin("end_run") as connection:
         connection.execute(runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(ended_at=clock()))
 
 

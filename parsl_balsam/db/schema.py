@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 
 #: Raised by one whenever the tables change.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 metadata = MetaData()
 
@@ -114,6 +114,8 @@ blocks = Table(
     Column("gpus_per_node", Integer),
     Column("ends_at", Float),
     Column("lost_nodes", Text),
+    # Where its launcher leaves what it cannot write here.
+    Column("directory", Text),
 )
 #: Spelled out for the same reason as `IS_READY`.
 IS_RUNNING = blocks.c.state == text("'running'")

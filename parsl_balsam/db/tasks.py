@@ -50,7 +50,7 @@ class TaskStore:
         WorkflowLost
             If another run drives the workflow now. Nothing was recorded.
         """
-        with self._database.begin() as connection:
+        with self._database.begin("submit") as connection:
             at = self._fence(connection)
             if bodies:
                 connection.execute(
@@ -186,7 +186,7 @@ def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, 
     TaskNotFound
         If one of them does not exist. None is cancelled then.
     """
-    with database.begin() as connection:
+    with database.begin("cancel_tasks") as connection:
         found = _known(connection, ids)
         waiting = [row for row in found if row.state == TaskState.READY.value]
         at = now(connection)
@@ -219,7 +219,7 @@ def retry_tasks(database: Database, ids: Sequence[int], who: str) -> list[int]:
     TaskNotFound
         If one of them does not exist. None is changed then.
     """
-    with database.begin() as connection:
+    with database.begin("retry_tasks") as connection:
         rows = [row for row in _known(connection, ids) if row.state in ("failed", "cancelled")]
         at = now(connection)
         reopened = [row.id for row in rows]

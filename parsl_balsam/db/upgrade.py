@@ -51,7 +51,7 @@ def upgrade(database: Database, say: Callable[[str], object], backup_to: Path | 
         with database.read() as connection:  # most often there is nothing to do, and looking must not disturb
             found = read_version(connection, shown)
         if found < SCHEMA_VERSION:
-            with database.begin() as connection:
+            with database.begin("upgrade") as connection:
                 _keep_others_out(connection)
                 found = read_version(connection, shown)  # another upgrade may have come before
                 if found < SCHEMA_VERSION:

@@ -110,7 +110,7 @@ class Launcher:
         self._signal_sockets = signals.watch(self._selector, self._note_signal)
         inherit_orphans()
         try:
-            open_block(self._database, self._block_id, platform.node(), os.getpid())
+            open_block(self._database, self._block_id, platform.node(), os.getpid(), self._order.directory)
             self._agents.open(self._selector)
             self._selector.register(self._bell, selectors.EVENT_READ, self._bell.silence)
             self._ledger.start()

@@ -10,10 +10,14 @@ from collections.abc import Callable, Mapping
 
 from alembic.operations import Operations
 
-from parsl_balsam.db.migrations import version_2, version_3
+from parsl_balsam.db.migrations import version_2, version_3, version_4
 
 #: What makes each version of the one before.
-STEPS: Mapping[int, Callable[[Operations], None]] = {2: version_2.upgrade, 3: version_3.upgrade}
+STEPS: Mapping[int, Callable[[Operations], None]] = {
+    2: version_2.upgrade,
+    3: version_3.upgrade,
+    4: version_4.upgrade,
+}
 
 #: What users must know of a version besides.
 NOTES: Mapping[int, str] = {
