@@ -14,9 +14,18 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from parsl_balsam.db.binaries import find_binaries
+from parsl_balsam.db.keyfile import KEY_VARIABLE
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import ServerError
 from tests.requirements import unavailable
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sign with a key of these tests, and leave the user's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, str(tmp_path_factory.mktemp("key") / "key"))
+        yield
 
 
 @pytest.fixture(scope="session")

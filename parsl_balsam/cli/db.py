@@ -1,4 +1,4 @@
-"""`parsl-balsam db`: a user's own PostgreSQL server in one directory, and upgrades of databases of either kind."""
+"""`parsl-balsam db`: a user's own PostgreSQL server in one directory; upgrades and signatures of databases."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from parsl_balsam.cli.options import database_option, take_back_lost
+from parsl_balsam.cli.options import database_option, opened, take_back_lost
 from parsl_balsam.db.connect import open_any_version
+from parsl_balsam.db.keyfile import read_or_make_key
 from parsl_balsam.db.server import Server, ServerStatus
+from parsl_balsam.model.signing import Signer
 
 _directory = click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 
 
 @click.group("db")
 def db() -> None:
-    """Set up, start and stop a PostgreSQL server of your own, and upgrade databases. No administrator is needed."""
+    """Set up, start and stop a PostgreSQL server of your own, without an administrator; upgrade and sign databases."""
 
 
 @db.command()
@@ -84,12 +86,27 @@ def upgrade(database: str, no_backup: bool) -> None:
     from parsl_balsam.db.upgrade import upgrade as upgrade_database
     from parsl_balsam.db.upgrade import waiting_blocks
 
-    with closing(open_any_version(database)) as opened:
-        if not upgrade_database(opened, click.echo, None if no_backup else Path.cwd()):
+    with closing(open_any_version(database)) as found:
+        if not upgrade_database(found, click.echo, None if no_backup else Path.cwd()):
             return
-        take_back_lost(opened)
-        if waiting := waiting_blocks(opened):
+        take_back_lost(found)
+        if waiting := waiting_blocks(found):
             click.echo(f"Cancel what the earlier version has in the queue still: {', '.join(waiting)}.")
+
+
+@db.command()
+@database_option
+def sign(database: str) -> None:
+    """Sign all that a database has with your key, whoever has written it.
+
+    For databases from before there were signatures, or signed with a key that is lost. Be sure that nobody else could
+    write to it: what is signed is run, and read, as yours.
+    """
+    from parsl_balsam.db.signatures import sign_all
+
+    with opened(database) as db:
+        signed = sign_all(db, Signer(read_or_make_key()))
+    click.echo(f"Signed {signed.calls} calls and {signed.results} results; the others had your signature before.")
 
 
 def _table(status: ServerStatus) -> Table:

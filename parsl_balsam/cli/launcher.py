@@ -16,9 +16,11 @@ from parsl_balsam.cli.options import database_option, opened, this_user
 from parsl_balsam.db.blocks import abandon_block, record_block
 from parsl_balsam.db.claims import LeaseLost
 from parsl_balsam.db.connect import Database
+from parsl_balsam.db.keyfile import read_or_make_key
 from parsl_balsam.db.runs import find_order
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import JobMode, LaunchOrder, MpiStyle
+from parsl_balsam.model.signing import Signer
 
 
 @click.command(short_help="Run a workflow's tasks on the nodes of an allocation that you hold.")
@@ -42,8 +44,9 @@ def launcher(workflow: str, executor: str | None, nodes: int | None, database: s
     with opened(database) as db:
         found = find_order(db, workflow, executor)
         given = {name: value for name, value in changes.items() if value is not None}
-        order = LaunchOrder.loads(found.order)
-        order = replace(order, **given, database=db.address, workflow_id=found.workflow_id)
+        key = read_or_make_key()
+        order = LaunchOrder.loads(Signer(key).open_order(found.order))
+        order = replace(order, **given, database=db.address, workflow_id=found.workflow_id, key=key.hex())
         order = replace(order, nodes=nodes, walltime_s=None, own_job=False)
         if not os.access(order.directory, os.W_OK):
             order = replace(order, directory=str(Path.cwd() / ".parsl-balsam"))

@@ -253,6 +253,8 @@ class ClaimStore:
                 task_id=row.id,
                 number=row.attempts,
                 token=token,
+                key=bytes(row.key),
+                occurrence=row.occurrence,
                 app=row.app,
                 function=bytes(row.function),
                 payload=payloads[row.id],
@@ -361,6 +363,8 @@ _CLAIM = (
     .returning(
         tasks.c.id,
         tasks.c.attempts,
+        tasks.c.key,
+        tasks.c.occurrence,
         tasks.c.app,
         tasks.c.function,
         tasks.c.spec,

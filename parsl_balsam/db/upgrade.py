@@ -52,11 +52,11 @@ def upgrade(database: Database, say: Callable[[str], object], backup_to: Path | 
             found = read_version(connection, shown)
         if found < SCHEMA_VERSION:
             with database.begin("upgrade") as connection:
-                _keep_others_out(connection)
+                keep_others_out(connection)
                 found = read_version(connection, shown)  # another upgrade may have come before
                 if found < SCHEMA_VERSION:
                     say(f"{shown} has schema version {found}.")
-                    _refuse_while_in_use(connection, shown)
+                    refuse_while_in_use(connection, shown)
                     if backup_to is not None:
                         backup = back_up(database, found, backup_to)
                         say(f"Backup: {backup.file}\nTo go back to it, end all that use it, and then: {backup.restore}")
@@ -80,7 +80,7 @@ def waiting_blocks(database: Database) -> list[str]:
         return [_block(row.id, row.job_id) for row in connection.execute(query.order_by(blocks.c.id))]
 
 
-def _keep_others_out(connection: Connection) -> None:
+def keep_others_out(connection: Connection) -> None:
     """Let nobody else write until this transaction ends; who reads may go on. On SQLite that is so already."""
     if connection.dialect.name == "sqlite":
         return
@@ -102,7 +102,8 @@ def _take_steps(connection: Connection, found: int, say: Callable[[str], object]
         connection.execute(schema_version.update().values(version=version))
 
 
-def _refuse_while_in_use(connection: Connection, shown: str) -> None:
+def refuse_while_in_use(connection: Connection, shown: str) -> None:
+    """Raise DatabaseInUse if a script or a launcher works with the database."""
     if users := [*_scripts(connection), *_launchers(connection)]:
         raise DatabaseInUse(
             f"{shown} is in use, so nothing was changed. End these, or wait for them, and try again: {'; '.join(users)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from parsl.providers.base import ExecutionProvider
 from parsl.providers.cluster_provider import ClusterProvider
 
 from parsl_balsam.db.runs import OpenJob
+from parsl_balsam.model.errors import UntrustedPayload
 from parsl_balsam.model.launch import LaunchOrder
+from parsl_balsam.model.signing import Signer
 from parsl_balsam.providers.batch import BatchProvider
 
 
@@ -23,11 +24,19 @@ def scheduler_of(provider: ExecutionProvider) -> str:
     return "local" if isinstance(provider, LocalProvider) else f"Parsl's {type(provider).__name__}"
 
 
-def can_adopt(provider: ExecutionProvider, job: OpenJob, order: LaunchOrder) -> bool:
+def trusted_order(job: OpenJob, signer: Signer) -> LaunchOrder | None:
+    """Return what the launchers of a block's run are told; None where this version or this user has not written it."""
+    try:
+        return LaunchOrder.loads(signer.open_order(job.order)) if job.order else None
+    except (UntrustedPayload, TypeError, ValueError, KeyError):
+        return None
+
+
+def can_adopt(provider: ExecutionProvider, job: OpenJob, theirs: LaunchOrder | None, ours: LaunchOrder) -> bool:
     """Tell whether a block may go on for this run: its job can be looked after, and tasks run there as in a new one."""
     if job.scheduler is None:
         return True  # somebody holds its nodes and looks after them
-    if job.scheduler != scheduler_of(provider) or not _alike(job.order, order):
+    if job.scheduler != scheduler_of(provider) or theirs is None or not ours.starts_alike(theirs):
         return False
     if isinstance(provider, LocalProvider):
         return _lives_here(job)
@@ -44,13 +53,6 @@ def adopt(provider: ExecutionProvider, job: OpenJob) -> str:
         files = {"remote_pid": int(job.job_id), "script_path": job.script}
     provider.resources[job.job_id] = {"job_id": job.job_id, "status": JobStatus(JobState.PENDING), **files}
     return job.job_id
-
-
-def _alike(theirs: str | None, ours: LaunchOrder) -> bool:
-    try:
-        return theirs is not None and ours.starts_alike(LaunchOrder.loads(theirs))
-    except (TypeError, ValueError, KeyError, json.JSONDecodeError):  # written by another version
-        return False
 
 
 def _lives_here(job: OpenJob) -> bool:

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from parsl_balsam.model.identity import NoStableIdentity, call_key
 from parsl_balsam.model.layers import Layer, undress
 from parsl_balsam.model.payload import digest, encode
 from parsl_balsam.model.resources import ResourceSpec
+from parsl_balsam.model.signing import Signer
 from parsl_balsam.model.states import TaskState
 from parsl_balsam.model.tasks import Call
 
@@ -51,10 +53,13 @@ class CallBook:
     structural
         Whether a call must be recognised in later runs. If not, it need only be known again within this one, and the
         bytes of its arguments, which exist anyway, are its identity.
+    signer
+        Seals the arguments.
     """
 
-    def __init__(self, structural: bool) -> None:
+    def __init__(self, structural: bool, signer: Signer) -> None:
         self._structural = structural
+        self._signer = signer
         self._lock = threading.Lock()
         self._occurrences: Counter[bytes] = Counter()
         self._failed: defaultdict[bytes, list[int]] = defaultdict(list)
@@ -88,19 +93,17 @@ class CallBook:
             else:
                 occurrence = self._occurrences[key]
                 self._occurrences[key] += 1
-        return (
-            Call(
-                key,
-                occurrence,
-                getattr(func, "__name__", type(func).__name__),
-                function,
-                payload,
-                spec,
-                _path(kwargs.get("stdout")),
-                _path(kwargs.get("stderr")),
-            ),
-            body,
+        call = Call(
+            key,
+            occurrence,
+            getattr(func, "__name__", type(func).__name__),
+            function,
+            payload,
+            spec,
+            _path(kwargs.get("stdout")),
+            _path(kwargs.get("stderr")),
         )
+        return replace(call, payload=self._signer.seal_call(call)), body
 
     def note_end(self, future: TaskFuture, state: TaskState) -> None:
         """Remember how a call ended, for when it is repeated: Parsl's own retries look like new calls."""

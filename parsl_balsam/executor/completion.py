@@ -17,14 +17,17 @@ from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.executor.calls import TaskFuture
 from parsl_balsam.executor.pending import Pending
 from parsl_balsam.model.errors import (
+    BalsamError,
     DatabaseUnavailable,
     ImpossibleTask,
     TaskCancelled,
     TaskCrashed,
     TaskTimeout,
     UnreadablePayload,
+    UntrustedPayload,
 )
 from parsl_balsam.model.payload import decode
+from parsl_balsam.model.signing import Signer
 from parsl_balsam.model.states import Outcome, TaskState
 from parsl_balsam.model.tasks import FinishedTask
 
@@ -42,6 +45,8 @@ class Completion(threading.Thread):
 
     Parameters
     ----------
+    signer
+        Tells whether results were written by launchers of this user.
     on_end
         Called with a future and the state of its task just before the future is completed.
     """
@@ -52,12 +57,14 @@ class Completion(threading.Thread):
         workflow_id: int,
         store: TaskStore,
         pending: Pending,
+        signer: Signer,
         finish: int,
         on_end: Callable[[TaskFuture, TaskState], None],
     ) -> None:
         super().__init__(name="balsam-completion", daemon=True)
         self._store = store
         self._pending = pending
+        self._signer = signer
         self._finish = finish
         self._on_end = on_end
         self._bell = Bell()
@@ -124,7 +131,7 @@ class Completion(threading.Thread):
         futures = self._pending.take(finished.task_id)
         if not futures:
             return
-        value, error = _outcome(finished)
+        value, error = _outcome(finished, futures[0], self._signer)
         for future in futures:
             self._on_end(future, finished.state)
             try:
@@ -138,7 +145,7 @@ class Completion(threading.Thread):
                 logger.exception("a callback of a future failed")
 
 
-def _outcome(finished: FinishedTask) -> tuple[Any, BaseException | None]:
+def _outcome(finished: FinishedTask, future: TaskFuture, signer: Signer) -> tuple[Any, BaseException | None]:
     """Return a task's value, or its exception."""
     from parsl.app.errors import RemoteExceptionWrapper
 
@@ -147,10 +154,14 @@ def _outcome(finished: FinishedTask) -> tuple[Any, BaseException | None]:
     if finished.payload is None:
         return None, _without_payload(finished)
     try:
-        value = decode(finished.payload)
+        value = decode(signer.open_result(finished.task_id, future.key, future.occurrence, finished.payload))
         if isinstance(value, RemoteExceptionWrapper):
             return None, value.get_exception()
+        if finished.state is TaskState.FAILED and isinstance(value, BalsamError):
+            return None, value
         return value, None
+    except UntrustedPayload as error:
+        return None, error
     except UnreadablePayload as error:
         return None, UnreadablePayload(f"the result of task {finished.task_id} is recorded, but {error}")
     except Exception as error:

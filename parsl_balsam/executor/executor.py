@@ -26,9 +26,10 @@ from parsl.utils import RepresentationMixin
 
 from parsl_balsam.db.connect import Address, open_database, resolve
 from parsl_balsam.db.drivers import is_dead, this_process
+from parsl_balsam.db.keyfile import read_or_make_key
 from parsl_balsam.db.runs import begin_run, end_run
 from parsl_balsam.db.tasks import TaskStore
-from parsl_balsam.executor.adoption import can_adopt
+from parsl_balsam.executor.adoption import can_adopt, trusted_order
 from parsl_balsam.executor.blocks import BlockBook, write_order
 from parsl_balsam.executor.calls import CallBook, TaskFuture
 from parsl_balsam.executor.completion import Completion
@@ -47,6 +48,7 @@ from parsl_balsam.model.errors import (
 from parsl_balsam.model.launch import JobMode, LaunchOrder
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import RetryPolicy
+from parsl_balsam.model.signing import Signer
 from parsl_balsam.model.states import TaskState
 from parsl_balsam.providers.batch import BatchProvider
 from parsl_balsam.providers.policy import QueuePolicy
@@ -212,7 +214,6 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self._policy = retry or RetryPolicy(max_retries=max_retries, max_crashes=max_crashes)
         self._defaults = ResourceSpec.parse(task_defaults or {})
         self._limits = limits_of(self.provider, cores_per_node, gpus_per_node, JobMode(job_mode), queue_policy)
-        self._calls = CallBook(structural=workflow is not None)
         self._pending = Pending()
         self._counting = threading.Lock()
         self._closed = False
@@ -224,11 +225,16 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         ------
         DatabaseUnavailable, SchemaMismatch
             If the database cannot be used.
+        ConfigurationError
+            If others can read the user's key file, or it cannot be made.
         WorkflowBusy
             If another run drives the workflow.
         """
         super().start()
         self._db = open_database(self._address.render_as_string(hide_password=False))
+        key = read_or_make_key()
+        signer = Signer(key)
+        self._calls = CallBook(self.workflow is not None, signer)
         name = self.workflow if self.workflow is not None else f"run {uuid.uuid4()}"
         order = LaunchOrder(
             database="",
@@ -256,26 +262,27 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
                 is_dead,
                 self._policy,
                 self.lease_s,
-                order.dumps(),
+                signer.seal_order(order.dumps()),
                 self._limits.rules(self.provider.max_blocks).dumps(),
-                lambda job: can_adopt(self.provider, job, order),
+                lambda job: can_adopt(self.provider, job, trusted_order(job, signer), order),
             )
         except Exception:
             self._db.close()
             raise
         store = TaskStore(self._db, self._run.workflow_id, self._run.run_id)
         self._completion = Completion(
-            self._db, self._run.workflow_id, store, self._pending, self._run.finish, self._on_end
+            self._db, self._run.workflow_id, store, self._pending, signer, self._run.finish, self._on_end
         )
         self._submission = Submission(self._db, store, self._pending, self._completion, self._fail)
         self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
         self._blocks = BlockBook(self._db, self._run, self.lease_s, self.block_pause_s)
         if self.queue_policy is not None:
             self._planner = Planner(self._db, self._run.workflow_id, self.queue_policy, self._limits)
-        self._order_file = self._write(order)
+        self._order_file = self._write(order, key)
         for job in self._run.adopted:
-            if job.scheduler and job.order and not job.running:  # the database may have moved since
-                self._write(LaunchOrder.loads(job.order))
+            theirs = trusted_order(job, signer)
+            if job.scheduler and theirs and not job.running:  # the database may have moved since
+                self._write(theirs, key)
         for thread in (self._completion, self._submission, self._heartbeat):
             thread.start()
         self.start_blocks(self._run)
@@ -370,8 +377,9 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             self._forget(future)
             self._set_exception(future, BadStateException(self, exception))
 
-    def _write(self, order: LaunchOrder) -> Path:
-        return write_order(replace(order, database=self._db.address, workflow_id=self._run.workflow_id))
+    def _write(self, order: LaunchOrder, key: bytes) -> Path:
+        told = replace(order, database=self._db.address, workflow_id=self._run.workflow_id, key=key.hex())
+        return write_order(told)
 
     def _forget(self, future: TaskFuture) -> bool:
         """Count a call no more; return False if it was not counted."""

@@ -26,6 +26,7 @@ from parsl_balsam.launcher.processes import inherit_orphans
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.errors import DatabaseUnavailable, ImpossibleTask
 from parsl_balsam.model.launch import JobMode, LaunchOrder
+from parsl_balsam.model.signing import Signer
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, BlockShape, ClaimedTask, Release, Wish
 
@@ -79,6 +80,7 @@ class Launcher:
         self._queue = Queue(self._space)
         self._attempts = Attempts(self._agents, self._space, parts.site, parts.home)
         self._demand = Demand(self._space, self._queue, parallel=order.job_mode is not JobMode.SERIAL)
+        self._signer = Signer(bytes.fromhex(order.key))
         self._claimed: dict[int, _Claimed] = {}
         self._ends: list[AttemptEnd] = []
         self._releases: list[Release] = []
@@ -87,7 +89,7 @@ class Launcher:
         self._began = time.monotonic()
         self._epoch: float | None = None  # of the monotonic clock, on the database's
         self._bell = Bell()
-        self._ledger = Ledger(database, order.workflow_id, block_id, order.lease_s, self._bell)
+        self._ledger = Ledger(database, order.workflow_id, block_id, order.lease_s, self._bell, self._signer)
         self._asking = False
         self._look_at: float | None = None  # when a task's backoff is over
         self._renew_at = 0.0
@@ -290,11 +292,12 @@ class Launcher:
         if exchange.next_ready_s is not None:
             self._look_at = now + exchange.next_ready_s
         self._demand.learn(exchange, now)
-        for task in exchange.claimed:
+        self._ends += answer.refused
+        for task, body in answer.claimed:
             if reason := self._space.impossible(task.spec):
                 self._refuse(task, f"no node of this block could run the task: {reason}")
             else:
-                self._claimed[task.task_id] = _Claimed(task, answer.bodies[task.function])
+                self._claimed[task.task_id] = _Claimed(task, body)
                 self._queue.add(task.task_id, task.spec, now)
         for task_id in exchange.cancelled:
             self._cancel(task_id)
@@ -346,7 +349,7 @@ class Launcher:
                 shares=running.shares,
                 started_at=self._clock(running.since),
                 ended_at=self._clock(running.ended_at),
-                payload=ended.payload,
+                payload=None if ended.payload is None else self._signer.seal_result(running.task, ended.payload),
                 exit_code=ended.exit_code,
                 signal=ended.signal,
                 usage=ended.usage,

@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.claims import ClaimStore, Exchange, LeaseLost
@@ -15,8 +15,11 @@ from parsl_balsam.db.connect import Database
 from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.launcher.channel import RecentlyUsed
-from parsl_balsam.model.errors import DatabaseDown, DatabaseUnavailable
-from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, BlockShape, Release, Wish
+from parsl_balsam.model.errors import DatabaseDown, DatabaseUnavailable, UntrustedPayload
+from parsl_balsam.model.payload import digest, encode
+from parsl_balsam.model.signing import Signer
+from parsl_balsam.model.states import Outcome
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, BlockShape, ClaimedTask, Release, Wish
 
 logger = logging.getLogger(__name__)
 
@@ -44,19 +47,23 @@ class Answer:
     """What came of it."""
 
     exchange: Exchange
-    bodies: dict[bytes, bytes]  #: the functions of the claimed tasks
+    claimed: list[tuple[ClaimedTask, bytes]]  #: each with its function, and without its signature
+    refused: list[AttemptEnd]  #: claimed, and not to be run: somebody else has written them
     renewed_at: float  #: when the lease began anew at the latest, on the monotonic clock
 
 
 class Ledger(threading.Thread):
     """Carries out one exchange at a time and tells, between them, when something changed in the database."""
 
-    def __init__(self, database: Database, workflow_id: int, block_id: int, lease_s: float, bell: Bell) -> None:
+    def __init__(
+        self, database: Database, workflow_id: int, block_id: int, lease_s: float, bell: Bell, signer: Signer
+    ) -> None:
         super().__init__(name="balsam-ledger", daemon=True)
         self._database = database
         self._claims = ClaimStore(database, workflow_id, block_id)
         self._wakeup = listen(database, workflow_id, Topic.WORK)
         self._lease_s = lease_s
+        self._signer = signer
         self._bell = bell
         self._mine = Bell()
         self._requests: deque[Request] = deque()
@@ -132,7 +139,7 @@ class Ledger(threading.Thread):
                 )
                 bodies = self._functions({task.function for task in exchange.claimed})
                 self._outage.over()
-                return Answer(exchange, bodies, began)
+                return Answer(exchange, *self._trusted(exchange.claimed, bodies), began)
             except DatabaseUnavailable as error:
                 self._outage.note(error)
                 doubtful = True
@@ -143,10 +150,30 @@ class Ledger(threading.Thread):
                     return None  # somebody else takes the tasks back
                 time.sleep(_RETRY_S)
 
-    def _functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
-        needed = set(digests)
-        missing = {digest for digest in needed if not self._bodies.use(digest) or self._bodies[digest] is None}
+    def _trusted(
+        self, claimed: Iterable[ClaimedTask], bodies: Mapping[bytes, bytes]
+    ) -> tuple[list[tuple[ClaimedTask, bytes]], list[AttemptEnd]]:
+        """Return the tasks that this launcher's user has called, and the ends of the others."""
+        good: list[tuple[ClaimedTask, bytes]] = []
+        refused: list[AttemptEnd] = []
+        for task in claimed:
+            try:
+                payload = self._signer.open_call(task)
+                if task.function not in bodies:
+                    raise UntrustedPayload(f"the function of task {task.task_id} was altered or is missing: not run")
+                good.append((replace(task, payload=payload), bodies[task.function]))
+            except UntrustedPayload as error:
+                logger.error("task %d is refused: %s", task.task_id, error)
+                end = AttemptEnd(task.task_id, task.number, task.token, Outcome.ERROR, error=str(error), hopeless=True)
+                refused.append(replace(end, payload=self._signer.seal_result(task, encode(error))))
+        return good, refused
+
+    def _functions(self, names: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return functions by their digests, without those whose bytes have another one."""
+        needed = set(names)
+        missing = {name for name in needed if not self._bodies.use(name) or self._bodies[name] is None}
         fetched = self._claims.functions(missing) if missing else {}
-        for digest, body in fetched.items():
-            self._bodies[digest] = body
-        return {digest: fetched.get(digest) or self._bodies[digest] for digest in needed}
+        good = {name: body for name, body in fetched.items() if digest(body) == name}
+        for name, body in good.items():
+            self._bodies[name] = body
+        return {name: body for name in needed if (body := good.get(name) or self._bodies[name]) is not None}

@@ -34,8 +34,8 @@ class SchemaMismatch(BalsamError):
 
 
 class DatabaseInUse(BalsamError):
-    """The database cannot be upgraded while scripts or launchers work with it. End those that are named, or wait for
-    them."""
+    """The database cannot be upgraded or signed while scripts or launchers work with it. End those that are named, or
+    wait for them."""
 
 
 class BackupFailed(BalsamError):
@@ -66,6 +66,12 @@ class NotSerializable(BalsamError):
 class UnreadablePayload(BalsamError):
     """Stored bytes cannot be turned back into objects here. Make the class importable where it is read, with a
     constructor that takes what it was pickled with."""
+
+
+class UntrustedPayload(BalsamError):
+    """Stored bytes were altered or not written with your key, so they were not used. If your key file was replaced, put
+    the old one back. If only you can write to the database, ``parsl-balsam db sign`` signs what is there; else find out
+    who wrote it."""
 
 
 class TaskCancelled(BalsamError):

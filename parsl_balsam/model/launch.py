@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 
 
@@ -44,6 +44,7 @@ class LaunchOrder:
     job_mode: JobMode = JobMode.MIXED
     address: str | None = None  #: where agents find the launcher; None = try all addresses of its host
     agent_timeout_s: float = 120.0  #: a node whose agent has not reported after this time is left out
+    key: str = field(default="", repr=False)  #: with which payloads are signed, in hexadecimal digits
     own_job: bool = True  #: whether the batch job is for the launcher alone, and over when that is dead
 
     def starts_alike(self, other: LaunchOrder) -> bool:

@@ -49,9 +49,11 @@ class ClaimedTask:
     task_id: int
     number: int  #: of the attempt, from 1
     token: int  #: the right to record what becomes of it
+    key: bytes  #: what the call is
+    occurrence: int  #: how many calls with this key came before it in its run
     app: str
     function: bytes  #: digest of the stored function
-    payload: bytes
+    payload: bytes  #: arguments
     spec: ResourceSpec
     stderr: str | None  #: where the user redirected it to
 

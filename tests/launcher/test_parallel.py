@@ -27,7 +27,7 @@ def site(style: MpiStyle, everything: bool = False) -> MpiSite:
 
 def task(**needs: Any) -> ClaimedTask:
     spec = ResourceSpec.parse(needs)
-    return ClaimedTask(12, 3, 0xBEEF, "relax", b"digest", b"payload", spec, stderr=None)
+    return ClaimedTask(12, 3, 0xBEEF, b"key", 0, "relax", b"digest", b"payload", spec, stderr=None)
 
 
 def share(node: str, cores: str = "01234567", gpus: str = "") -> Share:

@@ -51,7 +51,7 @@ class Job:
     def call(self, function: Callable[..., Any], *args: Any, everything: bool = False, **needs: Any) -> Any:
         """Call a function as a worker does for a task with these needs: two ranks, if nothing else is said."""
         spec = ResourceSpec.parse({"ranks_per_node": 2, "launch": "ranks", **needs})
-        task = ClaimedTask(1, 1, id(self), "app", b"", b"", spec, None)
+        task = ClaimedTask(1, 1, id(self), b"key", 0, "app", b"", b"", spec, None)
         share = Share("n1", NODE.cores, NODE.gpus[: spec.gpus_on_node])
         site = MpiSite(self.style, self.program, os.geteuid() == 0, str(self.directory), everything)
         ranks = ranks_of(site, task, [share], {"n1": NODE})

@@ -28,7 +28,7 @@ class Block:
 
     def learn(self, *nodes: int, more: bool = False, unserved: Unserved | None = None, now: float = 0.0) -> None:
         claimed = [
-            ClaimedTask(number, 1, 1, "app", b"", b"", ResourceSpec(num_nodes=count), None)
+            ClaimedTask(number, 1, 1, b"key", 0, "app", b"", b"", ResourceSpec(num_nodes=count), None)
             for number, count in enumerate(nodes)
         ]
         self.demand.learn(Exchange(claimed, [], None, False, 0.0, more, unserved), now)

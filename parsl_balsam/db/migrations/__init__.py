@@ -22,5 +22,7 @@ STEPS: Mapping[int, Callable[[Operations], None]] = {
 #: What users must know of a version besides.
 NOTES: Mapping[int, str] = {
     2: "Calls are recognised in another way since version 2: tasks from before keep their results and their history, "
-    "but scripts that call them again start new ones, except for calls with a `key` of their own."
+    "but scripts that call them again start new ones, except for calls with a `key` of their own.",
+    4: "Calls and results are signed since version 4; others are neither run nor read. If nobody else could "
+    "write to this database, sign what it has: parsl-balsam db sign --database WHERE",
 }
