@@ -44,10 +44,16 @@ def init(directory: Path) -> None:
     help="Name or address of this machine at which compute nodes reach it, or '*' for all it has. "
     "Kept for later starts. At first, only this machine is served.",
 )
-def start(directory: Path, host: str | None) -> None:
+@click.option(
+    "--tls/--no-tls",
+    default=None,
+    help="Whether all connections are encrypted, and clients know the server by its certificate. Kept for later "
+    "starts. At first, they are not.",
+)
+def start(directory: Path, host: str | None, tls: bool | None) -> None:
     """Start the server in DIR unless it runs."""
     server = Server(directory)
-    server.start(host)
+    server.start(host, tls)
     status = server.status()
     click.echo(f"PostgreSQL {status.version} runs on {status.node} and listens at {status.host}:{status.port}.")
     click.echo(f"Give your executor: BalsamExecutor(database={json.dumps(status.directory, ensure_ascii=False)})")

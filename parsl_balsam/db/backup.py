@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from sqlalchemy import URL
+from psycopg2.extensions import make_dsn
 
 from parsl_balsam.db.binaries import Binaries, find_binaries
 from parsl_balsam.db.connect import Database
@@ -72,7 +72,7 @@ def _dump(database: Database, version: int, directory: Path) -> Backup:
         (major, *_) = connection.dialect.server_version_info or (0,)
     binaries = _dumping(int(major))
     url = database.url
-    shown = _without_password(url)
+    shown = _without_password(database)
     password = {} if url.password is None else {"PGPASSWORD": str(url.password)}
 
     def dump(target: Path) -> None:
@@ -113,11 +113,11 @@ def _dumping(major: int) -> Binaries:
     return binaries
 
 
-def _without_password(url: URL) -> str:
-    """Return a URL as libpq takes it, such as may be seen in a list of processes."""
-    # `URL.set` takes None for no change.
-    plain = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
-    return plain.render_as_string()
+def _without_password(database: Database) -> str:
+    """Return where a database is as libpq takes it, such as may be seen in a list of processes."""
+    # Not the URL: SQLAlchemy writes blanks in paths of certificates as "+", which libpq takes literally.
+    _, options = database.engine.dialect.create_connect_args(database.url)
+    return str(make_dsn(**{name: value for name, value in options.items() if name != "password"}))
 
 
 def _written(path: Path, write: Callable[[Path], None]) -> Path:

@@ -233,10 +233,14 @@ def resolve(where: str | Path) -> URL:
         return url.set(drivername="sqlite", database=str(Path(str(url.database)).absolute()))
     if backend == "postgresql":
         url = url.set(drivername="postgresql+psycopg2")
-        if isinstance(
-            password := url.query.get("password"), str
-        ):  # libpq takes it there too, but there it would be shown
+        if password := url.query.get("password"):  # libpq takes it there too, but there it would be shown
+            password = password if isinstance(password, str) else password[-1]
             url = url.set(password=password).difference_update_query(["password"])
+        if "sslpassword" in url.query:
+            raise ConfigurationError(
+                "the database URL has sslpassword, which would be shown in messages and lists of processes: leave it "
+                "out, and use a key file of mode 0600 that has no password of its own"
+            )
         return url
     raise ConfigurationError(
         "the database URL cannot be used: it must start with sqlite:/// or postgresql://, as in "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +11,8 @@ from urllib.parse import quote
 
 import psycopg2
 
-from parsl_balsam.db.binaries import Account
-from parsl_balsam.model.errors import ServerError
+from parsl_balsam.db.private import read_private, write_private
+from parsl_balsam.model.errors import ConfigurationError, ServerError
 
 _CONNECT_WAIT_S = 10
 
@@ -30,41 +28,48 @@ class Login:
     host: str  #: a name or address of it that clients connect to
     port: int | None = None  #: None before the first start
     node: str | None = None  #: host name of the machine the server was started on last
+    certificate: str | None = None  #: file by which clients know the server; None where connections are not encrypted
 
     @classmethod
     def read(cls, file: Path) -> Login:
         """Read `file`; raises ServerError if it is another user's, open to others, or unreadable."""
         try:
-            found = file.stat()
-            if found.st_uid != os.geteuid():
-                raise ServerError(f"{file} belongs to another user: run this command as that user")
-            if found.st_mode & 0o077:
-                raise ServerError(
-                    f"{file} has the password and is open to other users: run `chmod 600 {shlex.quote(str(file))}`"
-                )
-            return cls(**json.loads(file.read_text()))
+            return cls(**json.loads(read_private(file)))
+        except ConfigurationError as error:
+            raise ServerError(str(error)) from error
         except (OSError, ValueError, TypeError) as error:
             raise ServerError(f"Cannot read {file}: {error}") from error
 
     def write(self, file: Path) -> None:
         """Replace `file` in one step, mode 0600."""
-        new = file.with_name(f"{file.name}.new")
-        write_private(new, json.dumps(asdict(self), indent=2) + "\n")
-        new.replace(file)
+        write_private(file, json.dumps(asdict(self), indent=2) + "\n")
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the server takes connections with TLS only."""
+        return self.certificate is not None
 
     def url(self) -> str:
         """Return the SQLAlchemy URL, password included."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
-        return f"postgresql+psycopg2://{login}@{host}:{self.port}/{quote(self.database, safe='')}"
+        encryption = "&".join(f"{name}={quote(value, safe='')}" for name, value in self._encryption().items())
+        database = quote(self.database, safe="")
+        return f"postgresql+psycopg2://{login}@{host}:{self.port}/{database}{encryption and '?'}{encryption}"
 
     def create_database(self) -> None:
-        """Create the database unless it exists; raises ServerError."""
+        """Create the database unless it exists, and close it to other roles; raises ServerError.
+
+        What its owner has granted to roles by name stays.
+        """
         try:
             with closing(self._open()) as session, session.cursor() as cursor:
                 cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (self.database,))
                 if cursor.fetchone() is None:
                     cursor.execute(f'CREATE DATABASE "{self.database}"')
+                cursor.execute(f'REVOKE ALL ON DATABASE "{self.database}" FROM PUBLIC')
+            with closing(self._open(self.database)) as session, session.cursor() as cursor:
+                cursor.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")  # granted before PostgreSQL 15
         except psycopg2.Error as error:
             raise ServerError(f"The server runs, but cannot be used: {str(error).strip()}") from error
 
@@ -81,14 +86,20 @@ class Login:
         except psycopg2.Error:
             return None
 
-    def _open(self) -> Any:
+    def _encryption(self) -> dict[str, str]:
+        """Return what clients must say to encrypt, and to know the server."""
+        # Not verify-full: the certificate has no host's name, but is the only one that is accepted.
+        return {} if self.certificate is None else {"sslmode": "verify-ca", "sslrootcert": self.certificate}
+
+    def _open(self, database: str = "postgres") -> Any:
         session = psycopg2.connect(
             host=self.host,
             port=self.port,
             user=self.user,
             password=self.password,
-            dbname="postgres",
+            dbname=database,
             connect_timeout=_CONNECT_WAIT_S,
+            **self._encryption(),
         )
         session.autocommit = True
         return session
@@ -100,14 +111,3 @@ class Answer:
 
     version: str  #: of PostgreSQL, such as "15.4"
     connections: int  #: clients connected now, without the one that asks
-
-
-def write_private(path: Path, text: str, owner: Account | None = None) -> None:
-    """Write a file of mode 0600 anew, and give it to `owner` if there is one."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        if owner:
-            os.fchown(file.fileno(), owner.uid, owner.gid)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

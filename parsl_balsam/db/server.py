@@ -5,13 +5,14 @@ The directory holds::
     connection.json   where the server is and how to log in; mode 0600, the only place that has the password
     data/             PostgreSQL's data directory
     settings.conf     our settings; written at every start, included by data/postgresql.conf
+    server.key        with TLS: the server's private key; mode 0600
+    server.crt        with TLS: its certificate, by which clients know it
     log               what the server says
     lock              held while the server is set up, started or stopped
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
@@ -27,14 +28,16 @@ from pathlib import Path
 import psutil
 
 from parsl_balsam.db.binaries import Account, Binaries, find_binaries, last_lines, server_account
-from parsl_balsam.db.login import Login, write_private
+from parsl_balsam.db.certificate import TLS_SETTINGS, admit, check_support, provide
+from parsl_balsam.db.login import Login
+from parsl_balsam.db.ports import EVERYWHERE, free_port
+from parsl_balsam.db.private import write_private
 from parsl_balsam.model.errors import ServerError
 
 LOOPBACK = "127.0.0.1"
 USER = "balsam"
 DATABASE = "balsam"
 
-_EVERYWHERE = ("*", "0.0.0.0", "::")
 _START_WAIT_S = 600  # recovery after a crash replays up to max_wal_size (1 GB) of log
 _STOP_WAIT_S = 300
 _ORPHANS_WAIT_S = 10
@@ -81,6 +84,7 @@ class ServerStatus:
     port: int | None  #: None before its first start
     version: str  #: of PostgreSQL: "15.4" if it answers, else the major version of its data
     connections: int | None  #: clients connected now; None unless it answers
+    tls: bool  #: whether connections are encrypted
 
 
 def is_server_directory(path: Path | str) -> bool:
@@ -133,7 +137,7 @@ class Server:
         except OSError as error:
             raise ServerError(f"Cannot set up a PostgreSQL server in {self.directory}: {error}") from error
 
-    def start(self, host: str | None = None) -> str:
+    def start(self, host: str | None = None, tls: bool | None = None) -> str:
         """Start the server unless it runs, and return its URL, which has the password.
 
         Parameters
@@ -141,16 +145,24 @@ class Server:
         host
             A name or address of this machine that other machines reach, or ``*`` for all of them. By default
             what the last start was given; at first the loopback address, which serves this machine only.
+        tls
+            Whether all connections must be encrypted; clients then know the server by its certificate, which is made
+            at the first start with TLS. By default what the last start was given; at first False.
         """
         self._require_init()
         with self._locked():
             login = self._login()
             if not self._runs(login):
                 self._refuse_running_elsewhere(login)
-                login = self._launch(login, host or login.listen)
+                login = self._launch(login, host or login.listen, login.encrypted if tls is None else tls)
             elif host not in (None, login.listen, login.host):
                 raise ServerError(
                     f"The server runs already and listens on {login.listen}, not on {host}: "
+                    f"stop it first with `{self._command('stop')}`"
+                )
+            elif tls not in (None, login.encrypted):
+                raise ServerError(
+                    f"The server runs already {'with' if login.encrypted else 'without'} TLS: "
                     f"stop it first with `{self._command('stop')}`"
                 )
             login.create_database()
@@ -185,6 +197,7 @@ class Server:
             port=login.port,
             version=answer.version if answer else str(self._major_version()),
             connections=answer.connections if answer else None,
+            tls=login.encrypted,
         )
 
     def url(self) -> str:
@@ -233,18 +246,24 @@ class Server:
         Login(USER, password, DATABASE, listen=LOOPBACK, host=LOOPBACK).write(self._connection_file)
         data.rename(self._data)
 
-    def _launch(self, login: Login, listen: str) -> Login:
+    def _launch(self, login: Login, listen: str, encrypted: bool) -> Login:
         """Start the server on the port it had, so that clients find it again, or else on a free one."""
         account = server_account()
         binaries = self._binaries()
         self._forget_dead_server()
+        certificate = None
+        if encrypted:
+            check_support(binaries)
+            certificate = str(provide(self.directory, account))
+        admit(self._data / "pg_hba.conf", encrypted, account)
+        login = replace(login, certificate=certificate)
         node = socket.gethostname()
-        host = node if listen in _EVERYWHERE else listen
+        host = node if listen in EVERYWHERE else listen
         ports = [login.port, *[None] * _PORT_TRIES]
         while True:
-            login = replace(login, listen=listen, host=host, port=_free_port(listen, ports.pop(0)), node=node)
+            login = replace(login, listen=listen, host=host, port=free_port(listen, ports.pop(0)), node=node)
             settings = _SETTINGS.format(listen=listen, port=login.port)
-            write_private(self.directory / "settings.conf", settings, account)
+            write_private(self.directory / "settings.conf", settings + TLS_SETTINGS * encrypted, account)
             login.write(self._connection_file)
             try:
                 self._start_process(binaries, account)
@@ -332,7 +351,7 @@ class Server:
     def _refuse_foreign_directory(self) -> None:
         if self.directory.stat().st_uid != os.geteuid():
             raise ServerError(f"{self.directory} belongs to another user: choose a directory of your own")
-        unfinished = {"lock", "password", "data.new", "connection.json", "connection.json.new"}
+        unfinished = {"lock", "password", "password.new", "data.new", "connection.json", "connection.json.new"}
         foreign = sorted({path.name for path in self.directory.iterdir()} - unfinished)
         if foreign:
             raise ServerError(
@@ -368,20 +387,3 @@ class Server:
 
     def _login(self) -> Login:
         return Login.read(self._connection_file)
-
-
-def _free_port(listen: str, wanted: int | None) -> int:
-    """Return `wanted` if nobody listens there, else a port of the system's choice."""
-    name = None if listen in _EVERYWHERE else listen
-    try:
-        address = socket.getaddrinfo(name, wanted or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(*address[:3]) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address[4])
-            return int(trial.getsockname()[1])
-    except OSError as error:
-        if wanted and error.errno == errno.EADDRINUSE:
-            return _free_port(listen, None)
-        raise ServerError(
-            f"Cannot listen on {listen}: {error}. Give --host a name or an address of {socket.gethostname()}"
-        ) from error

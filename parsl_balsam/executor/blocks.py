@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 import time
@@ -14,6 +13,7 @@ from parsl_balsam.db import blocks
 from parsl_balsam.db.blocks import Requested
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.pauses import end_pause, note_failed_block, read_pause
+from parsl_balsam.db.private import write_private
 from parsl_balsam.db.runs import OpenJob, Run
 from parsl_balsam.model.launch import LaunchOrder
 from parsl_balsam.model.pauses import GOOD_AFTER_S, Pause, died_at_once
@@ -182,6 +182,5 @@ def write_order(order: LaunchOrder) -> Path:
     """Write what the launchers of this run must know to a file that only its owner can read; return the file."""
     path = order_file(Path(order.directory))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(order.dumps())
+    write_private(path, order.dumps())
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from parsl.launchers import SimpleLauncher, SingleNodeLauncher
@@ -106,6 +107,22 @@ def limits_of(
 def walltime_of(provider: ExecutionProvider) -> float | None:
     """Return how long a provider's blocks last, seconds; None where that is not known."""
     return None if isinstance(provider, LocalProvider) else seconds(str(getattr(provider, "walltime", "")))
+
+
+def check_script_dir(provider: ExecutionProvider) -> None:
+    """Refuse a directory of job scripts whose path one of Parsl's own providers would give to a shell as it is.
+
+    Raises
+    ------
+    ConfigurationError
+        The shell would not take the path for one word, or would run parts of it.
+    """
+    directory = str(getattr(provider, "script_dir", None) or "")
+    if re.search(r"""[\s'"$`\\;&|<>(){}]""", directory):
+        raise ConfigurationError(
+            f"{type(provider).__name__} gives the paths of its scripts to a shell as they are, and the shell would not "
+            f"understand {directory!r}: use another run_dir in Parsl's Config"
+        )
 
 
 def take_launcher(provider: ExecutionProvider) -> None:

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
+from parsl.executors.errors import ScalingFailed
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobState as ParslState
 from parsl.jobs.states import JobStatus
@@ -19,7 +20,7 @@ from parsl_balsam.db.outage import Outage
 from parsl_balsam.db.runs import OpenJob, Run
 from parsl_balsam.executor.adoption import adopt, scheduler_of
 from parsl_balsam.executor.blocks import BlockBook, launch_command
-from parsl_balsam.executor.limits import walltime_of
+from parsl_balsam.executor.limits import check_script_dir, walltime_of
 from parsl_balsam.executor.planner import Planner
 from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.states import JobState
@@ -195,7 +196,12 @@ class ScalingExecutor(BlockProviderExecutor):
             if isinstance(provider, BatchProvider):
                 handle = provider.submit_block(self._get_launch_command(block_id), asked, tag)
             else:
-                handle = super()._launch_block(block_id)
+                check_script_dir(provider)
+                # Not by Parsl's method: its providers give the name to a shell as it is.
+                name = clean_name(f"parsl.{self.label}.block-{block_id}")
+                handle = provider.submit(self._get_launch_command(block_id), 1, name)
+                if not handle:
+                    raise ScalingFailed(self, "the provider has returned no job id")
         except Exception as error:
             self._blocks.note_refusal(block_id, str(error))
             raise

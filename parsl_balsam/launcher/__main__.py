@@ -10,6 +10,7 @@ from pathlib import Path
 from parsl_balsam.db.blocks import abandon_block, requested_walltime
 from parsl_balsam.db.claims import LeaseLost
 from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.private import read_private
 from parsl_balsam.launcher.block import prepare
 from parsl_balsam.launcher.launcher import run_block
 from parsl_balsam.model.errors import BalsamError
@@ -21,7 +22,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
     try:
-        order = LaunchOrder.loads(order_file.read_text())
+        order = LaunchOrder.loads(read_private(order_file))
         database = open_database(order.database, create=False)
         if (walltime_min := requested_walltime(database, block_id)) is not None:
             order = replace(order, walltime_s=walltime_min * 60)

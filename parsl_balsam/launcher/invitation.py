@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from parsl_balsam.model.errors import ConfigurationError
+from parsl_balsam.db.private import read_private, write_private
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +22,16 @@ class Invitation:
     endpoints: tuple[tuple[str, int], ...] = ()  #: addresses of the launcher; the first that answers will do
     server_key: str = ""  #: of CurveZMQ, public
     client_key: str = ""
-    client_secret: str = ""
+    client_secret: str = field(default="", repr=False)
     mark: str = ""  #: how the marks of all parallel tasks of the block start
     give_up: tuple[str, ...] = ()  #: the command that ends the batch job, for when the launcher's node is dead
-    environ: dict[str, str] | None = None  #: of the batch job, which is that of its tasks; None = the agent's own
+    #: Of the batch job, which is that of its tasks; None = the agent's own.
+    environ: dict[str, str] | None = field(default=None, repr=False)
 
     def write(self, path: Path) -> None:
         """Write it to a new file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # the mode of a file that exists would stay
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(asdict(self), file)
+        write_private(path, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, path: Path) -> Invitation:
@@ -42,13 +40,10 @@ class Invitation:
         Raises
         ------
         ConfigurationError
-            If others than its owner can read the file.
+            If the file is another user's, or open to others.
         """
-        with open(path) as file:
-            if os.fstat(file.fileno()).st_mode & 0o077:
-                raise ConfigurationError(f"{path} gives access to your tasks, and others can read it: chmod 600 {path}")
-            given: dict[str, Any] = json.load(file)
+        given: dict[str, Any] = json.loads(read_private(path))
         for name in ("hosts", "python_path", "give_up"):
             given[name] = tuple(given[name])
         given["endpoints"] = tuple((host, port) for host, port in given["endpoints"])
-        return cls(**{field.name: given[field.name] for field in fields(cls)})
+        return cls(**{each.name: given[each.name] for each in fields(cls)})

@@ -6,7 +6,6 @@ ORDER is the file that launchers are given, RESULT the one to which the answer i
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.private import read_private, write_private
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
 
@@ -41,7 +41,7 @@ def reach(order_file: Path) -> Reached:
     began = time.monotonic()
     error: str | None = None
     try:
-        open_database(LaunchOrder.loads(order_file.read_text()).database, create=False).close()
+        open_database(LaunchOrder.loads(read_private(order_file)).database, create=False).close()
     except (BalsamError, OSError) as failure:
         error = " ".join(str(failure).split())
     return Reached(platform.node(), time.monotonic() - began, error)
@@ -51,10 +51,7 @@ def main() -> int:
     """Write the answer; return the exit code of the batch job."""
     order_file, result_file = map(Path, sys.argv[1:])
     reached = reach(order_file)
-    unfinished = result_file.with_name(f"{result_file.name}.new")
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(reached.dumps())
-    unfinished.replace(result_file)  # whoever waits for it reads all of it or nothing
+    write_private(result_file, reached.dumps())  # in one step: whoever waits for it reads all of it or nothing
     if reached.error is not None:
         print(reached.error, file=sys.stderr)
     return 0 if reached.error is None else 1

@@ -30,7 +30,7 @@ class MpiStyle(str, Enum):
 class LaunchOrder:
     """Everything a launcher must know, and must not be told on a command line."""
 
-    database: str  #: URL, password included
+    database: str = field(repr=False)  #: URL, password included
     workflow_id: int
     lease_s: float  #: how long a launcher may be unheard of before its tasks are given to others
     idle_timeout_s: float  #: a launcher that had no work for so long ends

