@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 from pathlib import Path
 
+from parsl_balsam.db.private import read_private
 from parsl_balsam.model.errors import ConfigurationError
 from parsl_balsam.model.signing import KEY_BYTES
 
@@ -55,16 +55,7 @@ def _make(path: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
-    with open(path) as file:
-        found = os.fstat(file.fileno())
-        if found.st_uid != os.geteuid():
-            raise ConfigurationError(f"{path} belongs to another user: set {KEY_VARIABLE} to a file of your own")
-        if found.st_mode & 0o077:
-            raise ConfigurationError(
-                f"{path} has the key with which your tasks are signed, and others can read it: "
-                f"chmod 600 {shlex.quote(str(path))}"
-            )
-        text = file.read()
+    text = read_private(path)
     try:
         key = bytes.fromhex(text)
     except ValueError:

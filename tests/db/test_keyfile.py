@@ -49,7 +49,7 @@ def test_variable_names_another_file(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_key_that_others_can_read_is_refused(opened: int) -> None:
     key = read_or_make_key()
     key_file().chmod(opened)
-    with pytest.raises(ConfigurationError, match=f"others can read it: chmod 600 {key_file()}"):
+    with pytest.raises(ConfigurationError, match=f"open to other users: run `chmod 600 {key_file()}`"):
         read_or_make_key()
     key_file().chmod(0o600)
     assert read_or_make_key() == key
