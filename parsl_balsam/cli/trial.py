@@ -127,7 +127,7 @@ def _read(result: Path) -> Reached | None:
     while True:
         list(result.parent.iterdir())  # NFS remembers for a while that a file was not there, but not so its directory
         try:
-            return Reached.loads(result.read_text())
+            return Reached.loads(result.read_bytes())
         except FileNotFoundError:
             if time.monotonic() >= until:
                 return None

@@ -13,6 +13,7 @@ import psycopg2
 
 from parsl_balsam.db.private import read_private, write_private
 from parsl_balsam.model.errors import ConfigurationError, ServerError
+from parsl_balsam.model.stored import read_value
 
 _CONNECT_WAIT_S = 10
 
@@ -34,11 +35,15 @@ class Login:
     def read(cls, file: Path) -> Login:
         """Read `file`; raises ServerError if it is another user's, open to others, or unreadable."""
         try:
-            return cls(**json.loads(read_private(file)))
+            text = read_private(file)
+        except OSError as error:
+            raise ServerError(f"Cannot read {file}: {error}") from error
         except ConfigurationError as error:
             raise ServerError(str(error)) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise ServerError(f"Cannot read {file}: {error}") from error
+        try:
+            return read_value(cls, text, "it")
+        except ConfigurationError as error:
+            raise ServerError(f"Cannot read {file}: {error} Or put a copy from before in its place") from error
 
     def write(self, file: Path) -> None:
         """Replace `file` in one step, mode 0600."""

@@ -35,14 +35,14 @@ def write_private(path: Path, text: str, owner: Account | None = None) -> None:
 
 
 def read_private(path: Path) -> str:
-    """Read a file that only its owner may read.
+    """Read a file that only its owner may read; bytes that are no text are replaced.
 
     Raises
     ------
     ConfigurationError
         If it is another user's, or open to others. The message has the command that mends it.
     """
-    with open(path) as file:
+    with open(path, errors="replace") as file:
         found = os.fstat(file.fileno())  # of what is read, whatever the path leads to by now
         if found.st_uid != os.geteuid():
             raise ConfigurationError(f"{path} grants access and belongs to another user: run this as that user")

@@ -22,7 +22,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
     try:
-        order = LaunchOrder.loads(read_private(order_file))
+        order = LaunchOrder.loads(read_private(order_file), str(order_file))
         database = open_database(order.database, create=False)
         if (walltime_min := requested_walltime(database, block_id)) is not None:
             order = replace(order, walltime_s=walltime_min * 60)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from parsl_balsam.launcher.channel import Channel
+from parsl_balsam.launcher.channel import Channel, complaint
 from parsl_balsam.launcher.curve import Line, reachable
 from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.messages import (
@@ -41,7 +41,7 @@ from parsl_balsam.launcher.node import this_node
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, marked, sweep_all
 from parsl_balsam.launcher.workers import Workers
-from parsl_balsam.model.errors import AllocationError
+from parsl_balsam.model.errors import AllocationError, BadMessage
 from parsl_balsam.model.states import Outcome
 
 #: How long the end of a task that looks as if someone had sent SIGTERM is held back, seconds. When a batch job is
@@ -125,6 +125,7 @@ class Agent:
         _import_early()
         self._lease_until = time.monotonic() + self._lease_s * LEASE_SHARE
         self._line.post(Hello(node))
+        code = 0
         try:
             self._line.flush()
             self._workers.warm(len(node.cores))
@@ -139,12 +140,15 @@ class Agent:
                     self._hear_launcher()
         except EOFError:
             pass
+        except BadMessage as error:  # the launcher lives, and is told by the code
+            sys.stderr.write(f"agent of {node.name}: its launcher sent what cannot be read: {error}\n")
+            code, self._dismissed = 1, True
         sweep_all()
         self._end_ranks()
         os.close(self._pulse)  # its tasks are gone, so it may take its time
         if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
             subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
-        os._exit(0)
+        os._exit(code)
 
     def _pause(self) -> float:
         now = time.monotonic()
@@ -188,6 +192,8 @@ class Agent:
             elif isinstance(message, Farewell):
                 self._dismissed = True
                 raise EOFError
+            else:
+                raise BadMessage(complaint(message))
 
     def _start(self, start: Start) -> None:
         if time.monotonic() >= self._lease_until:

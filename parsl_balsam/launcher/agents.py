@@ -11,15 +11,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from parsl_balsam.launcher.channel import Channel
-from parsl_balsam.launcher.messages import LEASE_SHARE, Beat, Died, Farewell, Hello, Lease
+from parsl_balsam.launcher.channel import Channel, complaint
+from parsl_balsam.launcher.messages import LEASE_SHARE, PROTOCOL, Beat, Cleaned, Died, Ended, Farewell, Hello, Lease
 from parsl_balsam.launcher.processes import sweep_all
+
+_OTHER_VERSION = (
+    "its agent is of another version of parsl-balsam than the launcher (it speaks protocol {}, the launcher "
+    f"{PROTOCOL}): install one version for all nodes of a block, and for the script"
+)
 
 #: How long agents that were told to end may take, seconds.
 END_S = 5.0
 
 
 _DIED = "its agent died"
+
+#: What agents say.
+_SAID = frozenset({Beat, Cleaned, Died, Ended, Hello})
 
 
 class Agents(ABC):
@@ -41,7 +49,7 @@ class Agents(ABC):
         self._start_timeout_s = start_timeout_s
         self._heard: dict[str, float] = {}
         self._gone: dict[str, str] = {}  # noticed, and not yet told by `lost`
-        self._left: set[str] = set()
+        self._unheard: dict[str, str] = {}  # nodes whose agents are not listened to any more, and why
         #: Until when tasks may run, on the monotonic clock: agents are told when they ask.
         self.lease_until = time.monotonic() + self._lease_s
 
@@ -79,8 +87,14 @@ class Agents(ABC):
         found: list[tuple[str, object]] = []
         now = time.monotonic()
         for node, message in self._receive():
-            if isinstance(message, Died):
-                self._lose(message.node, message.why)
+            if node in self._unheard:
+                continue
+            if type(message) not in _SAID:
+                self._refuse(node, f"its agent sent what cannot be read: {complaint(message)}")
+            elif isinstance(message, Died):
+                self._lose(message.node, self._unheard.pop(message.node, message.why))
+            elif isinstance(message, Hello) and (theirs := getattr(message, "protocol", 0)) != PROTOCOL:
+                self._refuse(node, _OTHER_VERSION.format(theirs))
             elif isinstance(message, Hello) and node in self._expected:
                 del self._expected[node]
                 self._heard[node] = now
@@ -104,13 +118,24 @@ class Agents(ABC):
         for node, heard in list(self._heard.items()):
             # By now its tasks have ended by themselves: the lease it was given last is over.
             if now - heard > self._lease_s:
-                self._lose(node, f"its agent was not heard of for {now - heard:.1f} s")
+                self._lose(node, self._unheard.pop(node, f"its agent was not heard of for {now - heard:.1f} s"))
         gone, self._gone = self._gone, {}
         return list(gone.items())
 
     def look_at(self) -> float:
         """Return when `lost` may have news though nobody has spoken, on the monotonic clock."""
         return min((*self._expected.values(), *(heard + self._lease_s for heard in self._heard.values())), default=1e18)
+
+    def _refuse(self, node: str, why: str) -> None:
+        """Do without a node whose agent cannot be understood. It is told to end, but may not understand that, either.
+
+        If it may have tasks, the node is lost only when their lease is over: before, they might run twice.
+        """
+        self.post(node, Farewell())
+        if node in self._heard:
+            self._unheard[node] = why
+        else:
+            self._lose(node, why)
 
     def _lose(self, node: str, why: str) -> None:
         if self._heard.pop(node, None) is not None or self._expected.pop(node, None) is not None:
@@ -183,6 +208,11 @@ class LocalAgents(Agents):
             except EOFError:
                 self._lose(node, _DIED)
         return found
+
+    def _refuse(self, node: str, why: str) -> None:
+        """Do without a node whose agent cannot be understood: it and its tasks are killed."""
+        if node in self._channels:
+            self._lose(node, why)
 
     def _start(self, node: str) -> None:
         ours, theirs = socket.socketpair()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -12,11 +13,16 @@ from parsl_balsam.model.errors import AllocationError
 
 _SLURM_ITEM = re.compile(r"(?:[^\s,\[\]]|\[[^\s\[\]]*\])+")
 _SLURM_PART = re.compile(r"\[([^\]]*)\]|([^\[]+)")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-_REPEATED_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+# Longer numbers are no numbers of nodes; Python refuses to read very long ones.
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_REPEATED_COUNT = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _HOST = re.compile(r"[\w.-]+", re.ASCII)
 #: On CORAL machines a job's script runs on a launch node, the first of its hosts, which takes no ranks.
 _LAUNCH_HOST = re.compile(r"(?:batch|login)\d*")
+
+#: No job has more nodes, and no node more cores: a few characters of garbage may stand for more than fit into memory.
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ def expand_slurm_nodes(text: str, variable: str = "SLURM_JOB_NODELIST") -> tuple
             [literal] if literal else _numbers(ranges, variable, text)
             for ranges, literal in _SLURM_PART.findall(item[0])
         ]
+        _check_size(len(nodes) + math.prod(map(len, choices)), variable, text)
         nodes += map("".join, itertools.product(*choices))
     return tuple(nodes)
 
@@ -92,6 +99,7 @@ def expand_slurm_counts(text: str, variable: str = "SLURM_JOB_CPUS_PER_NODE") ->
     """
     counts: list[int] = []
     for item in _items(_REPEATED_COUNT, text, variable, text):
+        _check_size(max(int(item[1]), len(counts) + int(item[2] or 1)), variable, text)
         counts += [int(item[1])] * int(item[2] or 1)
     return tuple(counts)
 
@@ -174,7 +182,7 @@ def parse_slurm_end(answer: str, now: float) -> float | None:
     text = answer.strip()
     if text in ("N/A", "NONE", "Unknown", "UNLIMITED"):
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not _NUMBER.fullmatch(text):
         raise AllocationError(
             f"Slurm's squeue answered {answer!r} when asked for the end of the job; expected seconds since the epoch. "
             f"Set SLURM_JOB_END_TIME to them."
@@ -264,6 +272,7 @@ def _numbers(ranges: str, variable: str, value: str) -> list[str]:
         first, last = item[1], item[2] or item[1]
         if int(last) < int(first):
             raise _unreadable(variable, value, f"the range {item[0]} ends before it starts")
+        _check_size(len(numbers) + int(last) - int(first) + 1, variable, value)
         numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return numbers
 
@@ -287,8 +296,9 @@ def _node_file(environ: Mapping[str, str], variable: str, read: Callable[[str], 
 
 def _count(variable: str, number: str, value: str | None = None) -> int:
     """Read a number, which is all of `value` or a part of it."""
-    if not (number.isascii() and number.isdigit()):
+    if not _NUMBER.fullmatch(number):
         raise _unreadable(variable, number if value is None else value, f"{number!r} is not a whole number")
+    _check_size(int(number), variable, number if value is None else value)
     return int(number)
 
 
@@ -296,7 +306,14 @@ def _seconds_to(environ: Mapping[str, str], variable: str, now: float) -> float 
     """Return the seconds from now to a time since the epoch; None if it is not set."""
     if variable not in environ:
         return None
-    return _count(variable, environ[variable]) - now
+    if not _NUMBER.fullmatch(environ[variable]):
+        raise _unreadable(variable, environ[variable], "that is not a whole number of seconds")
+    return int(environ[variable]) - now
+
+
+def _check_size(count: int, variable: str, value: str) -> None:
+    if count > _MOST:
+        raise _unreadable(variable, value, f"{count} is more than there can be")
 
 
 def _unreadable(variable: str, value: str, why: str) -> AllocationError:

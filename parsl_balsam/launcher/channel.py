@@ -8,17 +8,32 @@ import struct
 from collections import OrderedDict, deque
 from typing import Any
 
-_LENGTH = struct.Struct("<Q")
+from parsl_balsam.model.errors import BadMessage
+
+#: No message is longer, bytes: more than a function and its arguments, or a result, can be in any database.
+LONGEST = 1 << 32
+
+#: What every message starts with, so that what a task has written here by accident is not taken for a length.
+_START = b"\xb5msg"
+_HEAD = struct.Struct("<4sQ")
 _RECEIVE_BYTES = 1 << 18
+
+#: So much of what an error says is told, characters.
+_SHOWN = 500
 
 
 class Channel:
-    """One end of a socket pair. Both ends belong to one user on one host, so what comes is trusted."""
+    """One end of a socket pair.
+
+    Both ends belong to one user on one host, so what comes may be unpickled. It need not be a message: a task can write
+    to all descriptors of its worker.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._received = bytearray()
         self._unsent: deque[memoryview] = deque()
+        self._lost_track = False  # of where messages start
 
     def fileno(self) -> int:
         """Let selectors wait for it."""
@@ -27,7 +42,7 @@ class Channel:
     def post(self, message: object) -> None:
         """Queue a message; `flush` sends it."""
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        self._unsent.append(memoryview(_LENGTH.pack(len(data)) + data))
+        self._unsent.append(memoryview(_HEAD.pack(_START, len(data)) + data))
 
     def flush(self) -> bool:
         """Send what can be sent without waiting; return whether all is sent.
@@ -58,13 +73,16 @@ class Channel:
     def messages(self) -> list[Any]:
         """Return the messages that have arrived, without waiting.
 
+        The last of them is a `BadMessage` if what followed could not be read; no more will come then.
+
         Raises
         ------
         EOFError
-            If the other end is gone and all its messages were returned.
+            If the other end is gone and all its messages were returned, though it may have been in the middle of one;
+            or if no more can come.
         """
-        ended = False
-        while True:
+        ended = self._lost_track
+        while not ended:
             try:
                 data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -85,13 +103,18 @@ class Channel:
     def _complete(self) -> list[Any]:
         found: list[Any] = []
         start = 0
-        while len(self._received) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._received, start)
-            end = start + _LENGTH.size + length
+        while len(self._received) - start >= _HEAD.size:
+            mark, length = _HEAD.unpack_from(self._received, start)
+            if mark != _START or length > LONGEST:
+                found.append(_no_head(mark, length))
+                self._lost_track = True
+                self._received.clear()
+                return found
+            end = start + _HEAD.size + length
             if len(self._received) < end:
                 break
-            with memoryview(self._received) as view:
-                found.append(pickle.loads(view[start + _LENGTH.size : end]))
+            with memoryview(self._received) as view, view[start + _HEAD.size : end] as data:
+                found.append(unpickled(data))
             start = end
         if start:
             del self._received[:start]
@@ -101,21 +124,23 @@ class Channel:
         """Send a message and wait until it is on its way."""
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         if len(data) < 1 << 16:
-            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+            self._socket.sendall(_HEAD.pack(_START, len(data)) + data)
         else:
-            self._socket.sendall(_LENGTH.pack(len(data)))
+            self._socket.sendall(_HEAD.pack(_START, len(data)))
             self._socket.sendall(data)
 
     def receive(self) -> Any:
-        """Wait for a message and return it.
+        """Wait for a message and return it; a `BadMessage` if it cannot be read.
 
         Raises
         ------
         EOFError
             If the other end is gone.
         """
-        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
-        return pickle.loads(self._exactly(length))
+        mark, length = _HEAD.unpack(self._exactly(_HEAD.size))
+        if mark != _START or length > LONGEST:
+            return _no_head(mark, length)
+        return unpickled(self._exactly(length))
 
     def _exactly(self, count: int) -> bytearray:
         data = bytearray(count)
@@ -130,6 +155,32 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+def unpickled(data: bytes | bytearray | memoryview) -> Any:
+    """Return the object of a message; a `BadMessage` that tells why, if it cannot be read. It never raises."""
+    try:
+        return pickle.loads(data)
+    except BaseException as error:  # a pickle can make anything be raised, SystemExit too
+        return BadMessage(f"{len(data)} bytes are no message: {type(error).__name__}: {_text(error)}")
+
+
+def complaint(message: object) -> str:
+    """Return what is wrong with a message that is none of those that are expected."""
+    return str(message) if isinstance(message, BadMessage) else f"an object of {type(message)} is no message here"
+
+
+def _no_head(mark: bytes, length: int) -> BadMessage:
+    if mark != _START:
+        return BadMessage(f"no message starts with {mark!r}")
+    return BadMessage(f"a message of {length} bytes is longer than any: the limit is {LONGEST}")
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:_SHOWN]
+    except BaseException as unprintable:
+        return f"its text cannot be had: {type(unprintable).__name__}"
 
 
 class RecentlyUsed:

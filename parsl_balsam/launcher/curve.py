@@ -1,6 +1,7 @@
 """Encrypted messages between a launcher and the agents on other nodes: pickles over ZeroMQ with CurveZMQ.
 
-A process that does not have the keys of the block's invitation cannot connect, so what comes is trusted.
+A process that does not have the keys of the block's invitation cannot connect, so what comes may be unpickled. From an
+agent of another version it may be no message all the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import psutil
 import zmq
 import zmq.auth.thread
 from zmq.utils.monitor import recv_monitor_message
+
+from parsl_balsam.launcher.channel import LONGEST, unpickled
+from parsl_balsam.model.errors import BadMessage
 
 #: Longest wait for a TCP connection to one address, seconds.
 _CONNECT_S = 2.0
@@ -48,6 +52,8 @@ class Hub:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # Also for what strangers send before they are refused: room for it is made as soon as its length is told.
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST)
         self._socket.bind(f"tcp://{'*' if address is None else socket.gethostbyname(address)}:*")
         port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         #: Addresses at which agents may try to find it.
@@ -72,14 +78,18 @@ class Hub:
         return True
 
     def messages(self) -> list[tuple[bytes, Any]]:
-        """Return the messages that have arrived, each with its agent, without waiting."""
+        """Return the messages that have arrived, each with its agent, without waiting.
+
+        A `BadMessage` stands for each that cannot be read.
+        """
         found: list[tuple[bytes, Any]] = []
         while True:
             try:
-                agent, data = self._socket.recv_multipart(zmq.NOBLOCK)
+                agent, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return found
-            found.append((agent, pickle.loads(data)))
+            whole = len(parts) == 1
+            found.append((agent, unpickled(parts[0]) if whole else BadMessage(f"a message has {len(parts)} parts")))
 
     def close(self) -> None:
         """Close all lines."""
@@ -110,6 +120,7 @@ class Line:
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, LONGEST)
         # A broken connection is not repaired: messages may have been lost with it.
         self._breaks = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self._socket.connect(f"tcp://{endpoint[0]}:{endpoint[1]}")
@@ -135,7 +146,7 @@ class Line:
         return True
 
     def messages(self) -> list[Any]:
-        """Return the messages that have arrived, without waiting.
+        """Return the messages that have arrived, without waiting; a `BadMessage` for each that cannot be read.
 
         Raises
         ------
@@ -145,7 +156,7 @@ class Line:
         found: list[Any] = []
         while True:
             try:
-                found.append(pickle.loads(self._socket.recv(zmq.NOBLOCK)))
+                found.append(unpickled(self._socket.recv(zmq.NOBLOCK)))
             except zmq.Again:
                 break
         if not found and self._breaks.poll(0):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from parsl_balsam.db.private import read_private, write_private
+from parsl_balsam.model.stored import read_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,6 @@ class Invitation:
         Raises
         ------
         ConfigurationError
-            If the file is another user's, or open to others.
+            If the file is another user's or open to others, damaged, or of another version.
         """
-        given: dict[str, Any] = json.loads(read_private(path))
-        for name in ("hosts", "python_path", "give_up"):
-            given[name] = tuple(given[name])
-        given["endpoints"] = tuple((host, port) for host, port in given["endpoints"])
-        return cls(**{each.name: given[each.name] for each in fields(cls)})
+        return read_value(cls, read_private(path), str(path))

@@ -11,6 +11,9 @@ from parsl_balsam.model.resources import Launch
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
+#: Of the messages below. An agent of another one is refused, so it must change with whatever one of them has or means.
+PROTOCOL = 1
+
 #: Environment variable by which the processes of a parallel task are known on every node of its placement.
 MARK = "BALSAM_RANK_OF"
 
@@ -84,6 +87,9 @@ class Hello:
     """Agent to launcher: the node is ready for tasks."""
 
     node: Node
+    # Fields are pickled in their order, and this one must be found by every version: it has to stay the second, after
+    # the only one that there was when there were no versions.
+    protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,20 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def close_sockets(spare: int) -> None:
+    """Close, in a forked process, what its parent's libraries have open for connections of their own, except one.
+
+    ZeroMQ's sockets and events are among them. A task that found and used one would break the parent's line.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            kind = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the listing's own
+            continue
+        if int(name) not in (0, 1, 2, spare) and kind.startswith(("socket:", "anon_inode:[event")):
+            os.close(int(name))
+
+
 def children() -> set[int]:
     """Return the pids of this process's children, zombies included."""
     found: set[int] = set()

@@ -32,8 +32,8 @@ def main() -> int:
     os.close(null)
     node = _node()
     _choose_gpus(node)
-    sys.path[:], body, arguments = read_call(directory)
     try:
+        sys.path[:], body, arguments = read_call(directory)
         args, kwargs = decode(arguments)
         payload, error = encode(_value(decode(body)(*args, **kwargs))), None
     except BaseException as raised:

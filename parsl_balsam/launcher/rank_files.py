@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parsl_balsam.launcher.channel import unpickled
+from parsl_balsam.model.errors import BadMessage, RankFailed
 from parsl_balsam.model.payload import encode
 
 _CALL = "call"
@@ -35,9 +37,19 @@ def write_call(directory: Path, body: bytes, args: Sequence[Any], kwargs: Mappin
 
 
 def read_call(directory: Path) -> tuple[list[str], bytes, bytes]:
-    """Return where modules are found, the encoded function, and its encoded arguments."""
-    path, body, arguments = pickle.loads((directory / _CALL).read_bytes())
-    return path, body, arguments
+    """Return where modules are found, the encoded function, and its encoded arguments.
+
+    Raises
+    ------
+    RankFailed
+        They cannot be read.
+    """
+    file = directory / _CALL
+    match _read(file):
+        case (list(path), bytes(body), bytes(arguments)):
+            return path, body, arguments
+        case other:
+            raise _unreadable(file, f"it has {type(other)}")
 
 
 def write_result(directory: Path, result: RankResult) -> None:
@@ -51,19 +63,43 @@ def write_failure(directory: Path) -> None:
 
 
 def read_results(directory: Path, count: int) -> dict[int, RankResult]:
-    """Return the results that there are, by rank."""
+    """Return the results that there are, by rank.
+
+    Raises
+    ------
+    RankFailed
+        One of them cannot be read.
+    """
     results: dict[int, RankResult] = {}
     for number in range(count):
+        file = directory / f"{_RESULT}{number}"
         try:
-            results[number] = pickle.loads((directory / f"{_RESULT}{number}").read_bytes())
+            result = _read(file)
         except FileNotFoundError:
-            pass
+            continue
+        if not isinstance(result, RankResult):
+            raise _unreadable(file, f"it has {type(result)}")
+        results[number] = result
     return results
 
 
 def has_failed(directory: Path) -> bool:
     """Tell whether some rank has failed."""
     return (directory / _FAILED).exists()
+
+
+def _read(path: Path) -> Any:
+    content = unpickled(path.read_bytes())
+    if isinstance(content, BadMessage):
+        raise _unreadable(path, str(content))
+    return content
+
+
+def _unreadable(path: Path, why: str) -> RankFailed:
+    return RankFailed(
+        f"{path} cannot be read: {why}. Look whether the file system of the run's directory is full or damaged, and "
+        "whether all nodes have one version of parsl-balsam"
+    )
 
 
 def _write(path: Path, content: object) -> None:

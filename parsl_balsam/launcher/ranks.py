@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shlex
 import shutil
 import signal
@@ -18,7 +17,7 @@ from parsl_balsam.launcher import gpus
 from parsl_balsam.launcher.messages import MARK, Ranks
 from parsl_balsam.launcher.mpi import exporting
 from parsl_balsam.launcher.rank_files import RankResult, has_failed, read_results, write_call
-from parsl_balsam.model.errors import RankFailed
+from parsl_balsam.model.errors import RankFailed, UnreadablePayload
 from parsl_balsam.model.launch import MpiStyle
 from parsl_balsam.model.payload import decode
 from parsl_balsam.model.resources import Launch
@@ -133,7 +132,7 @@ def _end(launcher: subprocess.Popen[bytes]) -> None:
 def _exception(payload: bytes) -> BaseException | None:
     """Return what a rank raised, if it can be read back here."""
     try:
-        error = pickle.loads(payload)
-    except Exception:
+        error = decode(payload)
+    except UnreadablePayload:
         return None
     return error if isinstance(error, BaseException) else None

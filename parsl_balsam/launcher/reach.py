@@ -16,6 +16,7 @@ from parsl_balsam.db.connect import open_database
 from parsl_balsam.db.private import read_private, write_private
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
+from parsl_balsam.model.stored import read_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,9 @@ class Reached:
         return json.dumps(asdict(self))
 
     @classmethod
-    def loads(cls, text: str) -> Reached:
-        """Read it back."""
-        return cls(**json.loads(text))
+    def loads(cls, text: str | bytes) -> Reached:
+        """Read it back; raises ConfigurationError if it is damaged."""
+        return read_value(cls, text, "the answer from the batch job")
 
 
 def reach(order_file: Path) -> Reached:
@@ -41,7 +42,8 @@ def reach(order_file: Path) -> Reached:
     began = time.monotonic()
     error: str | None = None
     try:
-        open_database(LaunchOrder.loads(read_private(order_file)).database, create=False).close()
+        order = LaunchOrder.loads(read_private(order_file), str(order_file))
+        open_database(order.database, create=False).close()
     except (BalsamError, OSError) as failure:
         error = " ".join(str(failure).split())
     return Reached(platform.node(), time.monotonic() - began, error)

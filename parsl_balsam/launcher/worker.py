@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 from parsl_balsam.launcher import gpus
 from parsl_balsam.launcher.capture import tail_of_file
-from parsl_balsam.launcher.channel import Channel, RecentlyUsed
+from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
 from parsl_balsam.launcher.processes import has_children, kill, sweep_all
 from parsl_balsam.launcher.ranks import OnEveryRank, enter, launch_of
 from parsl_balsam.launcher.usage import Meter, MeteredPopen
-from parsl_balsam.model.errors import NotSerializable, TaskCrashed, UnreadablePayload
+from parsl_balsam.model.errors import BadMessage, NotSerializable, TaskCrashed, UnreadablePayload
 from parsl_balsam.model.layers import dress
 from parsl_balsam.model.payload import decode, encode, is_plain
 from parsl_balsam.model.resources import Launch
@@ -33,7 +33,13 @@ _LONGEST_ERROR = 64 * 1024
 
 
 def serve(channel: Channel) -> NoReturn:
-    """Run calls until the agent is gone."""
+    """Run calls until the agent is gone.
+
+    Raises
+    ------
+    BadMessage
+        If the agent cannot be understood any more.
+    """
     # The agent ignores or handles these; what a task starts must find them as any program does.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -42,9 +48,11 @@ def serve(channel: Channel) -> NoReturn:
     worker = _Worker()
     while True:
         try:
-            start: Start = channel.receive()
+            start = channel.receive()
         except EOFError:
             os._exit(0)
+        if type(start) is not Start:
+            raise BadMessage(f"its agent sent what cannot be read: {complaint(start)}")
         channel.send(worker.run(start))
 
 

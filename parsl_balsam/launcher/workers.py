@@ -15,9 +15,9 @@ from typing import NoReturn
 
 from parsl_balsam.launcher import usage, worker
 from parsl_balsam.launcher.capture import Capture, tail_of_file
-from parsl_balsam.launcher.channel import Channel, RecentlyUsed
+from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
-from parsl_balsam.launcher.processes import descendants, die_with_parent, inherit_orphans, kill, sweep
+from parsl_balsam.launcher.processes import close_sockets, descendants, die_with_parent, inherit_orphans, kill, sweep
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
@@ -160,6 +160,9 @@ class Workers:
             self._selector.unregister(sender.channel)
             return
         for ended in messages:
+            if type(ended) is not Ended or (sender.task and sender.task.task_id != ended.task_id):
+                self._distrust(sender, complaint(ended))
+                return
             if sender.task is None:
                 continue
             if sender.verdict is not None:  # it ended just as it was to be killed, or because its ranks were
@@ -170,6 +173,17 @@ class Workers:
             sender.until = None
             self._idle.append(sender)
             self._report(replace(ended, output=sender.capture.take()))
+
+    def _distrust(self, sender: _Worker, why: str) -> None:
+        """End a worker that sent what is no message: its task, or one before, has written to the worker's socket."""
+        self._selector.unregister(sender.channel)
+        if sender in self._idle:
+            self._idle.remove(sender)
+        if sender.task is not None and sender.verdict is None:
+            error = f"the worker was killed, because it sent what its agent cannot read: {why}"
+            sender.verdict = Ended(sender.task.task_id, Outcome.CRASH, error=error)
+            sender.until = None
+        kill(sender.pid)
 
     def _sweep(self) -> None:
         """End what dead workers left behind. Reports wait for it: the cores they free are not free before."""
@@ -230,6 +244,7 @@ class Workers:
                 other.capture.close()
             for close in (*self._keep_out, capture.close):
                 close()
+            close_sockets(spare=sock.fileno())
             worker.serve(Channel(sock))
         except BaseException as error:
             sys.stderr.write(f"worker: {error!r}\n")

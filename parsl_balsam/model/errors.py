@@ -74,6 +74,11 @@ class UntrustedPayload(BalsamError):
     who wrote it."""
 
 
+class UnreadableRecord(BalsamError):
+    """A value in the database is not as parsl-balsam writes it: it was changed by other means, or the disk is damaged.
+    Put the database back from a copy, or cancel the task and call it anew."""
+
+
 class TaskCancelled(BalsamError):
     """The task was cancelled by ``parsl_balsam.cancel`` or ``parsl-balsam cancel``. Use ``retry`` to run
     it after all."""
@@ -99,6 +104,11 @@ class TaskNotFound(BalsamError):
 
 class AllocationError(BalsamError):
     """The launcher cannot tell which nodes and cores it has. Set the variable that is named."""
+
+
+class BadMessage(BalsamError):
+    """What another process of the block sent is no message. If a task writes to descriptors that it did not open, mend
+    the task; if the nodes have other versions of parsl-balsam than their launcher, install one for all."""
 
 
 class SubmitRefused(BalsamError):

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 
+from parsl_balsam.model.stored import read_value
+
 
 class JobMode(str, Enum):
     """Which tasks a block runs, and how its nodes are used."""
@@ -56,12 +58,20 @@ class LaunchOrder:
         return json.dumps(asdict(self))
 
     @classmethod
-    def loads(cls, text: str) -> LaunchOrder:
-        """Read it back."""
-        given = json.loads(text)
-        given["python_path"] = tuple(given["python_path"])
-        given["job_mode"] = JobMode(given["job_mode"])
-        return cls(**given)
+    def loads(cls, text: str | bytes, what: str = "the order for launchers") -> LaunchOrder:
+        """Read it back.
+
+        Parameters
+        ----------
+        what
+            It is, for messages: the name of a file.
+
+        Raises
+        ------
+        ConfigurationError
+            It is damaged, or of another version.
+        """
+        return read_value(cls, text, what)
 
 
 _WHAT_TASKS_SEE = ("cores_per_node", "gpus_per_node", "python_path", "nodes", "mpi", "job_mode")

@@ -50,13 +50,15 @@ def decode(data: bytes) -> Any:
     Raises
     ------
     UnreadablePayload
-        If it cannot be made again here: a module that is missing, or a constructor that wants other arguments.
+        If it cannot be made again here: a module that is missing, a constructor that wants other arguments, or bytes
+        that were never an object. Whatever is raised meanwhile comes as this, also what is no `Exception`: a module
+        that leaves when it is imported must not end the process that reads, nor may one object too large for it.
     """
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except BaseException as error:
         raise UnreadablePayload(
-            f"{len(data)} stored bytes cannot be read back here: {type(error).__name__}: {error}"
+            f"{len(data)} stored bytes cannot be read back here: {type(error).__name__}: {_text(error)}"
         ) from error
 
 
@@ -92,6 +94,13 @@ class _Dilled:
         import dill
 
         return dill.loads, (self._data,)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as unprintable:  # it is the user's class
+        return f"its text cannot be had: {type(unprintable).__name__}"
 
 
 def _describe(value: object) -> str:

@@ -77,6 +77,8 @@ class RetryPolicy:
             There is no such field, or its value is wrong.
         """
         known = [field.name for field in fields(cls)]
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"A description of a retry policy is a dictionary, not {given!r}.")
         for name in given:
             if name not in known:
                 raise ConfigurationError(f"A retry policy has no {name!r}; it has {', '.join(known)}.")

@@ -7,6 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from parsl_balsam.model.errors import UnreadableRecord
+
+#: No node has a core of a higher number.
+_MOST_CORES = 1_000_000
+
+#: So much of a placement that cannot be read is shown, characters.
+_SHOWN = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -32,10 +40,20 @@ def write_shares(shares: Sequence[Share]) -> str | None:
 
 
 def read_shares(text: str | None) -> tuple[Share, ...]:
-    """Return a placement that `write_shares` wrote."""
+    """Return a placement that `write_shares` wrote.
+
+    Raises
+    ------
+    UnreadableRecord
+        It is damaged.
+    """
     if text is None:
         return ()
-    return tuple(Share(node, expand(cores), tuple(gpus)) for nodes, cores, gpus in json.loads(text) for node in nodes)
+    try:
+        groups = [(_texts(nodes), expand(cores), _texts(gpus)) for nodes, cores, gpus in json.loads(text)]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UnreadableRecord(f"the placement {text[:_SHOWN]!r} cannot be read: {error}") from None
+    return tuple(Share(node, cores, gpus) for nodes, cores, gpus in groups for node in nodes)
 
 
 def compress(numbers: Iterable[int]) -> str:
@@ -50,9 +68,22 @@ def compress(numbers: Iterable[int]) -> str:
 
 
 def expand(text: str) -> tuple[int, ...]:
-    """Return the numbers of ranges that `compress` wrote."""
+    """Return the numbers of ranges that `compress` wrote; raises ValueError if it is something else."""
     numbers: list[int] = []
     for part in filter(None, text.split(",")):
         first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        numbers += range(_core(first), _core(last or first) + 1)
     return tuple(numbers)
+
+
+def _core(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= _MOST_CORES:
+        raise ValueError(f"no node has a core {number}")
+    return number
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{values!r} is no list of names")
+    return tuple(values)

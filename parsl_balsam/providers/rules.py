@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from typing import Any
 
+from parsl_balsam.model.stored import read_value
 from parsl_balsam.providers.policy import QueuePolicy
 
 
@@ -26,7 +28,15 @@ class BlockRules:
 
     @classmethod
     def loads(cls, text: str) -> BlockRules:
-        """Read it back."""
-        given = json.loads(text)
-        given["policy"] = None if given["policy"] is None else QueuePolicy.from_dict(given["policy"])
-        return cls(**given)
+        """Read it back.
+
+        Raises
+        ------
+        ConfigurationError
+            It is damaged, or of another version.
+        """
+        return read_value(cls, text, "the record of the run's rules", policy=_policy)
+
+
+def _policy(given: Any) -> QueuePolicy | None:
+    return None if given is None else QueuePolicy.from_dict(given)

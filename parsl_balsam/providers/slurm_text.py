@@ -61,6 +61,9 @@ _WHAT_IT_DOES = {
     "STOPPED": "stopped by the scheduler",
 }
 
+#: Longer lists of nodes are cut off, characters.
+_LONGEST = 10_000
+
 #: Reasons of jobs that wait until somebody does something.
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied")
 
@@ -215,10 +218,13 @@ def read_scancel(done: Finished, job_ids: list[str]) -> set[str]:
 def expand(nodes: str) -> list[str]:
     """Return the names in a node list such as ``n[01-03,7],m1``; what cannot be read stays as it is."""
     names = []
-    for prefix, ranges, suffix in re.findall(r"([^,\[\]]*)(?:\[([^\]]*)\])?([^,\[\]]*)(?:,|$)", nodes):
+    # Written so that there is one way to match a text: where there are more, long garbage takes for ever.
+    for prefix, ranges, suffix in re.findall(r"([^,\[\]]*)(?:\[([^\[\]]*)\]([^,\[\]]*))?(?:,|$)", nodes[:_LONGEST]):
         for part in ranges.split(",") if ranges else [""]:
             first, dash, last = part.partition("-")
-            if dash and first.isdecimal() and last.isdecimal() and 0 <= int(last) - int(first) < 100_000:
+            # Python refuses to read numbers of thousands of digits.
+            is_range = dash and max(len(first), len(last)) < 10 and first.isdecimal() and last.isdecimal()
+            if is_range and 0 <= int(last) - int(first) < 100_000 and len(names) < 100_000:
                 middles = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
             else:
                 middles = [part]

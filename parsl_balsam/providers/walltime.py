@@ -7,7 +7,7 @@ import re
 
 from parsl_balsam.model.errors import ConfigurationError
 
-_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
+_WALLTIME = re.compile(r"(?:([0-9]{1,6})-)?([0-9]{1,6}):([0-9]{2}):([0-9]{2})")
 
 
 def seconds(walltime: str) -> int | None:

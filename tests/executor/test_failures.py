@@ -106,6 +106,19 @@ def segfault() -> None:
 
 
 @python_app
+def write_to_every_socket() -> int:
+    sockets = [name for name in os.listdir("/proc/self/fd") if _is_socket(f"/proc/self/fd/{name}")]
+    return sum(os.write(int(name), os.urandom(1000)) for name in sockets)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return os.readlink(path).startswith("socket:")
+    except FileNotFoundError:  # that of the listing itself
+        return False
+
+
+@python_app
 def allocate(size: int) -> int:
     return len(bytearray(b"x") * size)
 
@@ -221,6 +234,20 @@ def test_dead_worker_is_a_crash(run: ParslRun, call: Any, exit_code: int | None,
         for attempt in run.attempts(dead)
     ] == [(number, "crash", exit_code, signal, platform.node()) for number in (1, 2)]
     assert add(1, 2).result() == 3
+
+
+def test_task_that_writes_to_its_workers_socket_crashes_alone(run: ParslRun) -> None:
+    launcher = run.attempt(first) if (first := add(1, 1)).result() else None
+    call = write_to_every_socket()
+    with pytest.raises(TaskCrashed, match="crashed 2 times"):
+        call.result()
+    for number, attempt in enumerate(run.attempts(call), 1):
+        assert (attempt.number, attempt.outcome, attempt.exit_code, attempt.signal) == (number, "crash", None, None)
+        assert "the worker was killed, because it sent what its agent cannot read: no message starts" in attempt.error
+    last = add(1, 2)
+    assert last.result() == 3
+    assert launcher is not None
+    assert run.attempt(last).block_id == launcher.block_id  # neither it nor its node was lost
 
 
 def test_bash_app_killed_by_a_signal(run: ParslRun) -> None:
