@@ -13,8 +13,8 @@ from parsl_balsam.db.connect import Database, clock, now, server_started
 from parsl_balsam.db.endings import record_ends, unclaim
 from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, attempts, blocks, tasks
 from parsl_balsam.db.wakeup import Topic, notify
-from parsl_balsam.model.errors import BalsamError
-from parsl_balsam.model.shares import read_shares
+from parsl_balsam.model.errors import BalsamError, UnreadableRecord
+from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import JOB_ENDED, JOB_OVER, BlockState, JobState, Outcome, TaskState
 from parsl_balsam.model.tasks import AttemptEnd
 
@@ -295,7 +295,7 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
             row.token,
             Outcome.CRASH if state is BlockState.LOST and _may_have_crashed(row) else Outcome.ENDED,
             host=row.host,
-            shares=read_shares(row.placement),
+            shares=_shares(row.placement),
             started_at=row.started_at,
             error=f"block {block_id}: {reason}",
         )
@@ -304,6 +304,14 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
     record_ends(connection, workflow_id, ends, f"block {block_id}", at)
     notify(connection, workflow_id, Topic.WORK)
     notify(connection, workflow_id, Topic.FINISHED)
+
+
+def _shares(placement: str | None) -> tuple[Share, ...]:
+    """Return a placement. A damaged one must not keep the tasks of a dead launcher from being given to others."""
+    try:
+        return read_shares(placement)
+    except UnreadableRecord:
+        return ()
 
 
 def _may_have_crashed(row: Any) -> bool:

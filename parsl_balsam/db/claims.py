@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from parsl_balsam.db.endings import record_ends, unclaim
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
+from parsl_balsam.model.errors import InvalidResources
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import write_shares
 from parsl_balsam.model.states import BlockState, Outcome, TaskState
@@ -258,8 +258,8 @@ class ClaimStore:
                 app=row.app,
                 function=bytes(row.function),
                 payload=payloads[row.id],
-                spec=ResourceSpec.parse(json.loads(row.spec)) if row.spec else ResourceSpec(),
                 stderr=row.stderr,
+                **_specified(row.spec),
             )
             for row in rows
         ], more
@@ -282,6 +282,14 @@ class ClaimStore:
     def _unserved(self, connection: Connection, at: float) -> Unserved | None:
         row = connection.execute(_UNSERVED, {"workflow": self._workflow_id, "at": at}).first()
         return None if row is None else Unserved(row.id, row.nodes, row.walltime_min)
+
+
+def _specified(text: str | None) -> dict[str, Any]:
+    """Return what a task's specification says. One that is damaged must not keep the other tasks from being claimed."""
+    try:
+        return {"spec": ResourceSpec.loads(text)}
+    except InvalidResources as error:
+        return {"spec": ResourceSpec(), "flaw": str(error)}
 
 
 # The statements are made once: to put one together takes SQLAlchemy longer than to run it.

@@ -15,6 +15,7 @@ from parsl_balsam.db.among import among
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import attempts, results, runs, tasks, workflows
 from parsl_balsam.model import retry
+from parsl_balsam.model.errors import InvalidResources
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import Attempt, GiveUp, RetryPolicy
 from parsl_balsam.model.shares import write_shares
@@ -114,9 +115,9 @@ def _verdicts(
         for end in undecided:
             row = held[end.task_id]
             policy = policies[row.run_id]
-            spec = ResourceSpec.parse(json.loads(row.spec)) if row.spec else ResourceSpec()
-            if spec.max_retries is not None:
-                policy = replace(policy, max_retries=spec.max_retries)
+            most = _own_retries(row.spec)
+            if most is not None:
+                policy = replace(policy, max_retries=most)
             history = [past for past in histories[end.task_id] if past.number > row.budget_from]
             history.append(Attempt(end.number, end.outcome, end.exit_code, blamed(end)))
             verdicts[end.task_id] = _decide(policy, history, at)
@@ -132,7 +133,24 @@ def _decide(policy: RetryPolicy, history: Sequence[Attempt], at: float) -> _Verd
 
 def _policies(connection: Connection, run_ids: set[int]) -> dict[int, RetryPolicy]:
     rows = connection.execute(select(runs.c.id, runs.c.retry_policy).where(runs.c.id.in_(run_ids)))
-    return {row.id: RetryPolicy.from_dict(json.loads(row.retry_policy)) for row in rows}
+    return {row.id: _policy(row.retry_policy) for row in rows}
+
+
+# What has happened is recorded in any case: a damaged rule for what comes next counts as none.
+
+
+def _policy(text: str) -> RetryPolicy:
+    try:
+        return RetryPolicy.from_dict(json.loads(text))
+    except (ValueError, RecursionError):
+        return RetryPolicy()
+
+
+def _own_retries(text: str | None) -> int | None:
+    try:
+        return ResourceSpec.loads(text).max_retries
+    except InvalidResources:
+        return None
 
 
 def _histories(connection: Connection, ids: Sequence[int]) -> dict[int, list[Attempt]]:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, func, or_, select
 from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.schema import arguments, attempts, blocks, events, results, tasks, workflows
 from parsl_balsam.db.service import of_workflow, open_rooms
-from parsl_balsam.model.errors import TaskNotFound
+from parsl_balsam.model.errors import TaskNotFound, UnreadableRecord
 from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import Outcome, TaskState
 from parsl_balsam.model.waiting import why_it_waits
@@ -237,7 +237,7 @@ def read_task(database: Database, task_id: int) -> TaskRecord:
         "key": bytes(found["key"]).hex(),
         "function": bytes(found["function"]).hex(),
         "state": TaskState(found["state"]),
-        "spec": json.loads(found["spec"]) if found["spec"] else {},
+        "spec": _spec(found["spec"]),
         "attempts": tuple(_attempt(row) for row in tried),
         "events": tuple(_event(row) for row in happened),
         "waits": waits,
@@ -298,6 +298,13 @@ def _attempt(row: RowMapping) -> AttemptRecord:
 
 def _event(row: RowMapping) -> Event:
     return Event(**{**row, "state": TaskState(row["state"])})
+
+
+def _spec(text: str | None) -> dict[str, Any]:
+    try:
+        return json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        raise UnreadableRecord(f"the resource specification of the task cannot be read: {error}") from None
 
 
 def _last_line(text: str | None) -> str | None:

@@ -294,7 +294,7 @@ class Launcher:
         self._demand.learn(exchange, now)
         self._ends += answer.refused
         for task, body in answer.claimed:
-            if reason := self._space.impossible(task.spec):
+            if reason := task.flaw or self._space.impossible(task.spec):
                 self._refuse(task, f"no node of this block could run the task: {reason}")
             else:
                 self._claimed[task.task_id] = _Claimed(task, body)

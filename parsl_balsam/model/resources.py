@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -158,6 +159,23 @@ class ResourceSpec:
     def is_parallel(self) -> bool:
         """Whether the task has more than one rank, and so needs an MPI launcher."""
         return self.num_ranks > 1 or self.launch is Launch.RANKS
+
+    @classmethod
+    def loads(cls, text: str | None) -> ResourceSpec:
+        """Return the specification that the database has as JSON; None is the plain one.
+
+        Raises
+        ------
+        InvalidResources
+            It is damaged.
+        """
+        if not text:
+            return _PLAIN
+        try:
+            given = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidResources(f"The recorded resource specification cannot be read: {error}.") from None
+        return cls.parse(given)
 
     def to_dict(self) -> dict[str, object]:
         """Return what differs from the plain task, ready for JSON; ``parse`` makes an equal specification of it."""

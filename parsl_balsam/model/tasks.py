@@ -56,6 +56,7 @@ class ClaimedTask:
     payload: bytes  #: arguments
     spec: ResourceSpec
     stderr: str | None  #: where the user redirected it to
+    flaw: str | None = None  #: why its specification cannot be read; then `spec` is the plain one
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,7 @@ def read_scancel(done: Finished, job_ids: list[str]) -> set[str]:
 
 def expand(nodes: str) -> list[str]:
     """Return the names in a node list such as ``n[01-03,7],m1``; what cannot be read stays as it is."""
-    names = []
+    names: list[str] = []
     # Written so that there is one way to match a text: where there are more, long garbage takes for ever.
     for prefix, ranges, suffix in re.findall(r"([^,\[\]]*)(?:\[([^\[\]]*)\]([^,\[\]]*))?(?:,|$)", nodes[:_LONGEST]):
         for part in ranges.split(",") if ranges else [""]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.claims import LeaseLost
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.tasks import cancel_tasks
 from parsl_balsam.db.wakeup import Bell, Topic, listen
+from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.retry import RetryPolicy
 from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import Outcome, TaskState
@@ -386,4 +388,45 @@ def test_task_that_no_node_can_run_fails_before_it_starts(
     (claimed,) = launcher.claim()
     launcher.end(claimed, Outcome.ERROR, has_started=False, error="it has 4 cores", hopeless=True)
     assert state(database, task) == "failed"
+    check_invariants(database)
+
+
+@pytest.mark.parametrize("spec", ["{", '{"num_nodes": "many"}', '{"colour": 1}', "7", "[" * 100_000])
+def test_damaged_specification_stops_only_its_own_task(
+    database: Database, campaign: Campaign, launcher: Launcher, spec: str
+) -> None:
+    bad, good = campaign.task("bad", priority=1, max_retries=1), campaign.task("good")
+    with database.begin() as connection:
+        connection.execute(text("UPDATE tasks SET spec = :spec WHERE id = :id"), {"spec": spec, "id": bad})
+    first, second = launcher.claim(2)
+    assert (first.task_id, first.spec, second.task_id, second.flaw) == (bad, ResourceSpec(), good, None)
+    assert first.flaw
+    refusal = ended(first, Outcome.ERROR, has_started=False, error=first.flaw, hopeless=True)
+    launcher.claims.exchange(ends=[refusal])
+    assert (state(database, bad), state(database, good)) == ("failed", "assigned")
+    check_invariants(database)
+
+
+def test_damaged_rules_do_not_keep_an_end_from_being_recorded(
+    database: Database, campaign: Campaign, launcher: Launcher
+) -> None:
+    campaign.task(max_retries=1)
+    task = launcher.begin()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE runs SET retry_policy = 'nothing'"))
+        connection.execute(text("UPDATE tasks SET spec = '{'"))
+    launcher.end(task, Outcome.ERROR)
+    assert state(database, task.task_id) == "failed"
+    check_invariants(database)
+
+
+def test_damaged_placement_does_not_keep_a_dead_launchers_task(database: Database, campaign: Campaign) -> None:
+    launcher = Launcher(campaign, lease_s=0.2)
+    campaign.task()
+    task = launcher.begin()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE attempts SET placement = '[[['"))
+    launcher.outlive_lease()
+    wait_until(lambda: reap(database) == [launcher.block_id])
+    assert state(database, task.task_id) == "ready"
     check_invariants(database)
