@@ -162,7 +162,7 @@ def unpickled(data: bytes | bytearray | memoryview) -> Any:
     try:
         return pickle.loads(data)
     except BaseException as error:  # a pickle can make anything be raised, SystemExit too
-        return BadMessage(f"{len(data)} bytes are no message: {type(error).__name__}: {_text(error)}")
+        return BadMessage(f"{len(data)} bytes cannot be unpickled: {type(error).__name__}: {_text(error)}")
 
 
 def complaint(message: object) -> str:
