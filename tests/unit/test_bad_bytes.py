@@ -51,7 +51,7 @@ from parsl_balsam.providers.walltime import minutes, seconds
 
 #: Test functions share their directories among all examples; none of them is read twice.
 quick = settings(
-    deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 JSON = st.recursive(
