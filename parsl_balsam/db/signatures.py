@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Connection, Select, Table, bindparam, select
@@ -10,6 +9,7 @@ from sqlalchemy import BigInteger, Connection, Select, Table, bindparam, select
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.schema import arguments, results, runs, tasks
 from parsl_balsam.db.upgrade import keep_others_out, refuse_while_in_use
+from parsl_balsam.model.errors import InvalidResources
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.signing import Signer, unsealed, unsealed_order
 from parsl_balsam.model.tasks import ClaimedTask
@@ -52,7 +52,10 @@ def _sign(connection: Connection, signer: Signer, payloads: Table) -> int:
     while rows := connection.execute(query, {"last": last}).all():
         anew = []
         for row in rows:
-            spec = ResourceSpec.parse(json.loads(row.spec)) if row.spec else ResourceSpec()
+            try:
+                spec = ResourceSpec.loads(row.spec)
+            except InvalidResources:  # damaged: a signature would not make it good
+                continue
             stored, plain = bytes(row.payload), unsealed(bytes(row.payload))
             task = ClaimedTask(
                 row.id, 0, 0, bytes(row.key), row.occurrence, row.app, bytes(row.function), plain, spec, row.stderr
