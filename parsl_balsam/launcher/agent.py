@@ -196,6 +196,7 @@ class Agent:
                 raise BadMessage(complaint(message))
 
     def _start(self, start: Start) -> None:
+        self._workers.learn(start)
         if time.monotonic() >= self._lease_until:
             # It was on its way while nothing was heard of the launcher, who takes it for lost.
             self._line.post(Ended(start.task_id, Outcome.ENDED, error="it came after the end of the launcher's lease"))

@@ -79,10 +79,13 @@ class Workers:
         """Return the tasks that run."""
         return list(self._by_task)
 
-    def start(self, start: Start) -> None:
-        """Run a task."""
+    def learn(self, start: Start) -> None:
+        """Keep the function of a task: it is not sent again, though this task may not run."""
         if not self._bodies.use(start.function):
             self._bodies[start.function] = start.body
+
+    def start(self, start: Start) -> None:
+        """Run a task whose function is known."""
         chosen = self._idle.pop() if self._idle else self._fork()
         known = chosen.functions.use(start.function)
         chosen.task = start
