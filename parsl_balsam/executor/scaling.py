@@ -22,7 +22,7 @@ from parsl_balsam.executor.adoption import adopt, scheduler_of
 from parsl_balsam.executor.blocks import BlockBook, launch_command
 from parsl_balsam.executor.limits import check_script_dir, walltime_of
 from parsl_balsam.executor.planner import Planner
-from parsl_balsam.model.errors import DatabaseUnavailable
+from parsl_balsam.model.errors import DatabaseUnavailable, WorkflowLost
 from parsl_balsam.model.states import JobState
 from parsl_balsam.providers.batch import BatchProvider
 from parsl_balsam.providers.ensemble import Plan
@@ -71,6 +71,8 @@ class ScalingExecutor(BlockProviderExecutor):
 
     def see_off_blocks(self, timeout: float) -> None:
         """Wait until local blocks, which Parsl has told to end, are over, at most for a time, in seconds."""
+        if isinstance(self._executor_exception, WorkflowLost):
+            return  # they work for the run that took the workflow over
         try:
             if self.bad_state_is_set:  # Parsl leaves the blocks of such an executor to themselves
                 self._cancel_blocks(self._live_blocks())
