@@ -13,6 +13,7 @@ from parsl_balsam.db.connect import open_database
 from parsl_balsam.db.private import read_private
 from parsl_balsam.launcher.block import prepare
 from parsl_balsam.launcher.launcher import run_block
+from parsl_balsam.launcher.rank_files import forget_forbidden
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
 
@@ -32,6 +33,7 @@ def main() -> int:
             abandon_block(database, block_id, str(error))
             raise
         run_block(order, database, block_id, parts)
+        forget_forbidden(Path(parts.site.directory), parts.site.mark)
     except (BalsamError, LeaseLost, OSError) as error:
         print(f"launcher of block {block_id}: {error}", file=sys.stderr)
         return 1

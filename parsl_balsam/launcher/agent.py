@@ -143,6 +143,7 @@ class Agent:
         except BadMessage as error:  # the launcher lives, and is told by the code
             sys.stderr.write(f"agent of {node.name}: its launcher sent what cannot be read: {error}\n")
             code, self._dismissed = 1, True
+        self._workers.forbid_ranks()
         sweep_all()
         self._end_ranks()
         os.close(self._pulse)  # its tasks are gone, so it may take its time

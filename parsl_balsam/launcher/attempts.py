@@ -10,6 +10,7 @@ from parsl_balsam.launcher.agents import Agents
 from parsl_balsam.launcher.channel import RecentlyUsed
 from parsl_balsam.launcher.messages import Clean, Cleaned, Ended, Kill, Ranks, Start
 from parsl_balsam.launcher.parallel import MpiSite, ranks_of
+from parsl_balsam.launcher.rank_files import forbid
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.shares import Share
 from parsl_balsam.model.states import Outcome
@@ -140,6 +141,8 @@ class Attempts:
         running.ended_at = now
         if running.ranks is None:
             return self._free(running)
+        if ended.outcome is not Outcome.DONE:
+            forbid(running.ranks)
         nodes = [running.home] if self._home is not None else [share.node for share in running.shares]
         running.unclean = {node for node in nodes if node in self._space.nodes or node == self._home}
         for node in running.unclean:

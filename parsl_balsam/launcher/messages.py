@@ -17,6 +17,9 @@ PROTOCOL = 1
 #: Environment variable by which the processes of a parallel task are known on every node of its placement.
 MARK = "BALSAM_RANK_OF"
 
+#: Environment variable by which a rank finds `Ranks.ended`.
+ENDED = "BALSAM_RANKS_ENDED"
+
 #: Agents are given a little less than the launcher's own lease, so that their tasks are dead when it is over.
 LEASE_SHARE = 0.9
 
@@ -38,6 +41,11 @@ class Ranks:
     def scratch(self) -> Path:
         """The directory in which the ranks of a function find it and leave their results."""
         return Path(self.directory) / f"ranks-{self.mark}"
+
+    @property
+    def ended(self) -> Path:
+        """The file that is there when the task was given up, see `parsl_balsam.launcher.rank_files.forbid`."""
+        return Path(self.directory) / f"ended-{self.mark}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 # bash reads this file, by BASH_ENV, before it runs `bash -c COMMAND`.
 #
 # Stage "launch", in the bash of a parallel task's app: start COMMAND on every rank, unless it does so itself.
-# Stage "rank", on every rank: choose the rank's GPUs.
+# Stage "rank", on every rank: end if the task was given up meanwhile, and choose the rank's GPUs.
 # The MPI launcher, and what COMMAND starts, find the user's own BASH_ENV.
 
 _balsam_stage=$BALSAM_STAGE _balsam_file=$BASH_ENV _balsam_user=$BALSAM_USER_BASH_ENV
@@ -20,6 +20,8 @@ if [[ $_balsam_stage == launch && ${BASH_EXECUTION_STRING+set} ]]; then
         eval "exec $PARSL_MPI_PREFIX \"\${_balsam_env[@]}\" bash -c \"\$BASH_EXECUTION_STRING\""
         ;;
     esac
+elif [[ $_balsam_stage == rank && -e $BALSAM_RANKS_ENDED ]]; then
+    exit 1
 elif [[ $_balsam_stage == rank && $BALSAM_GPUS_PER_RANK ]]; then
     _balsam_rank=${OMPI_COMM_WORLD_LOCAL_RANK:-${MPI_LOCALRANKID:-${PALS_LOCAL_RANKID:-${JSM_NAMESPACE_LOCAL_RANK:-${SLURM_LOCALID:-0}}}}}
     # Others than srun pass on the variables of the node on which they were started.

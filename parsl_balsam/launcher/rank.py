@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_balsam.launcher import gpus
+from parsl_balsam.launcher.messages import ENDED
 from parsl_balsam.launcher.mpi import rank_of_environment
 from parsl_balsam.launcher.rank_files import RankResult, read_call, write_failure, write_result
 from parsl_balsam.model.payload import decode, encode
@@ -23,6 +24,8 @@ from parsl_balsam.model.payload import decode, encode
 def main() -> int:
     """Run this rank; return its exit code."""
     directory = Path(sys.argv[1])
+    if os.path.exists(os.environ.get(ENDED, "")):
+        return 1
     number = rank_of_environment(os.environ) if os.environ["PARSL_MPI_PREFIX"] else 0
     if number is None:
         print("the MPI launcher has not told this process which rank it is", file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_balsam.launcher.channel import unpickled
+from parsl_balsam.launcher.messages import Ranks
 from parsl_balsam.model.errors import BadMessage, RankFailed
 from parsl_balsam.model.payload import encode
 
@@ -86,6 +87,30 @@ def read_results(directory: Path, count: int) -> dict[int, RankResult]:
 def has_failed(directory: Path) -> bool:
     """Tell whether some rank has failed."""
     return (directory / _FAILED).exists()
+
+
+def forbid(ranks: Ranks) -> None:
+    """Let no more ranks of a task begin. To be done before those that have begun are looked for.
+
+    An MPI launcher that is killed as it starts ranks leaves some that begin later, when their nodes have been found to
+    be clean and the task has been tried again.
+    """
+    try:
+        ranks.ended.touch(mode=0o600)
+    except OSError:  # those that have begun are ended nevertheless
+        pass
+
+
+def forget_forbidden(directory: Path, mark: str) -> None:
+    """Remove what `forbid` has left, when nothing of a block can begin any more.
+
+    Parameters
+    ----------
+    mark
+        How the marks of all parallel tasks of the block start.
+    """
+    for path in directory.glob(f"ended-{mark}*"):
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Any:

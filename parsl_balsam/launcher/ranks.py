@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parsl_balsam.launcher import gpus
-from parsl_balsam.launcher.messages import MARK, Ranks
+from parsl_balsam.launcher.messages import ENDED, MARK, Ranks
 from parsl_balsam.launcher.mpi import exporting
 from parsl_balsam.launcher.rank_files import RankResult, has_failed, read_results, write_call
 from parsl_balsam.model.errors import RankFailed, UnreadablePayload
@@ -42,7 +42,7 @@ def enter(ranks: Ranks, own_gpus: Sequence[str], is_bash: bool) -> None:
 
     The worker puts it back after the task.
     """
-    environ = {**ranks.variables, MARK: ranks.mark}
+    environ = {**ranks.variables, MARK: ranks.mark, ENDED: str(ranks.ended)}
     if own_gpus:
         environ |= gpus.variables(own_gpus)
     if words := exporting(MpiStyle(ranks.style), [*environ, "OMP_NUM_THREADS"]):

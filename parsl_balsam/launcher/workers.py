@@ -18,6 +18,7 @@ from parsl_balsam.launcher.capture import Capture, tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
 from parsl_balsam.launcher.processes import close_sockets, descendants, die_with_parent, inherit_orphans, kill, sweep
+from parsl_balsam.launcher.rank_files import forbid
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
@@ -110,6 +111,8 @@ class Workers:
         victim.verdict = Ended(task_id, outcome, error=error)
         victim.until = None
         assert victim.task is not None
+        if victim.task.ranks is not None:
+            forbid(victim.task.ranks)
         if gently and victim.task.ranks is not None and (started := descendants(victim.pid)):
             # Killed outright, an MPI launcher could not tell the other nodes.
             for pid in started:
@@ -117,6 +120,12 @@ class Workers:
             victim.until = time.monotonic() + _MERCY_S
         else:
             kill(victim.pid)
+
+    def forbid_ranks(self) -> None:
+        """Let no ranks of the tasks that run begin any more."""
+        for busy in self._by_task.values():
+            if busy.task is not None and busy.task.ranks is not None:
+                forbid(busy.task.ranks)
 
     def pause(self) -> float:
         """Return for how long `care` is not needed, seconds."""
@@ -200,6 +209,8 @@ class Workers:
         if dead in self._idle:
             self._idle.remove(dead)
         if dead.task is not None:
+            if dead.task.ranks is not None:
+                forbid(dead.task.ranks)
             code = os.waitstatus_to_exitcode(status)
             ended = dead.verdict or Ended(dead.task.task_id, Outcome.CRASH, error=_cause(code))
             self._held_back.append(

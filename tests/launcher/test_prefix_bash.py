@@ -242,6 +242,14 @@ def test_users_own_bash_env_sees_the_gpus_of_its_rank(shell: Shell) -> None:
     assert shell.says("echo $seen", **told) == ["0", "1"]
 
 
+def test_rank_of_a_task_that_was_given_up_does_not_begin(shell: Shell) -> None:
+    given_up = shell.directory / "ended"
+    assert shell.says("echo began", BALSAM_RANKS_ENDED=str(given_up)) == ["began", "began"]
+    given_up.touch()
+    ended = shell.run("echo began", BALSAM_RANKS_ENDED=str(given_up))
+    assert (ended.returncode, ended.stdout) == (1, "")
+
+
 def on_ranks(shell: Shell, command: str) -> list[str]:
     return shell.says(command, BALSAM_GPUS="*=0,1", BALSAM_GPUS_PER_RANK="1")
 

@@ -20,6 +20,7 @@ from parsl_balsam.launcher.messages import MARK
 from parsl_balsam.launcher.parallel import MpiSite, ranks_of
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.launcher.processes import kill, marked
+from parsl_balsam.launcher.rank_files import forbid, forget_forbidden
 from parsl_balsam.launcher.ranks import OnEveryRank, enter
 from parsl_balsam.model.errors import RankFailed, UnreadablePayload
 from parsl_balsam.model.launch import MpiStyle
@@ -48,7 +49,9 @@ class Job:
     style: MpiStyle
     program: str | None
 
-    def call(self, function: Callable[..., Any], *args: Any, everything: bool = False, **needs: Any) -> Any:
+    def call(
+        self, function: Callable[..., Any], *args: Any, everything: bool = False, given_up: bool = False, **needs: Any
+    ) -> Any:
         """Call a function as a worker does for a task with these needs: two ranks, if nothing else is said."""
         spec = ResourceSpec.parse({"ranks_per_node": 2, "launch": "ranks", **needs})
         task = ClaimedTask(1, 1, id(self), b"key", 0, "app", b"", b"", spec, None)
@@ -57,6 +60,8 @@ class Job:
         ranks = ranks_of(site, task, [share], {"n1": NODE})
         assert ranks is not None
         enter(ranks, share.gpus, is_bash=False)
+        if given_up:
+            forbid(ranks)
         return OnEveryRank(ranks, encode(function))(*args)
 
     def failure(self, function: Callable[..., Any], *args: Any, **needs: Any) -> RankFailed:
@@ -229,6 +234,12 @@ def test_only_the_rank_without_a_result_is_named(job: Job, tmp_path: Path, code:
             os._exit(code)
 
     assert str(job.failure(vanish)).startswith("rank 1 of 2 ended without a result")
+
+
+def test_ranks_of_a_task_that_was_given_up_do_not_begin(job: Job, tmp_path: Path) -> None:
+    assert "ended without a result" in str(job.failure(lambda: (tmp_path / "began").touch(), given_up=True))
+    forget_forbidden(tmp_path, "1-")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_have_nothing_to_read(job: Job) -> None:

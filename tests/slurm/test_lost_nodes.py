@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from parsl_balsam.db.schema import attempts, blocks, events, tasks
 from tests.executor.parsl_runs import ParslRun, open_gate, wait_for, waiting
 from tests.slurm.checker import check_placements
@@ -78,3 +80,46 @@ def test_block_goes_on_with_three_nodes(slurm_run: Run, cluster: Cluster, tmp_pa
         lines = (tmp_path / str(number)).read_text().split()
         assert len(lines) == 1 + (run.task_id(call) in again), lines
     assert not run.rows(events, events.c.state == "failed")
+
+
+def test_rank_that_begins_late_does_not_run_beside_the_next_try(
+    slurm_run: Run, cluster: Cluster, tmp_path: Path
+) -> None:
+    run = slurm_run(max_crashes=5)
+    assert [command("true").result() for _ in range(2)] == [0, 0]  # the block is there
+    line = f"echo $SLURM_PROCID >> {tmp_path}/began$BALSAM_ATTEMPT; [ $BALSAM_ATTEMPT != 1 ] || sleep 1000"
+    # Slurm has the rank of one node half started. Nothing of it has the task's environment yet.
+    prolog, held = tmp_path / "prolog", tmp_path / "held"
+    wait = f"while [ -e {held} ]; do sleep 0.02; done"
+    prolog.write_text(f"#!/bin/sh\n[ $SLURMD_NODENAME != n4 ] || exec env -i sh -c '{wait}'\n")
+    prolog.chmod(0o755)
+    held.touch()
+    spec = {"num_nodes": 4, "ranks_per_node": 1, "launcher_options": f"--task-prolog={prolog}"}
+    call = command(line, parsl_resource_specification=spec)
+    wait_for(lambda: len(_lines(tmp_path / "began1")) == 3, "the other ranks to begin")
+    next(process for process in cluster.processes() if _runs_for(process, run.task_id(call))).kill()
+    wait_for(lambda: run.attempts(call), "the attempt to be over")
+    held.unlink()
+    assert call.result() == 0
+    assert [row.outcome for row in run.attempts(call)] == ["crash", "done"]
+    assert sorted(_lines(tmp_path / "began2")) == ["0", "1", "2", "3"]
+    assert sorted(_lines(tmp_path / "began1")) == ["0", "1", "2"]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+def _runs_for(process: psutil.Process, task_id: int) -> bool:
+    """Tell whether a process is the worker that has a task: the parent of its bash."""
+    try:
+        child = next(iter(process.children()), None)
+        words = process.cmdline()
+        return (
+            "parsl_balsam.launcher.agent" in words
+            and "srun" not in words[0]
+            and child is not None
+            and child.environ().get("BALSAM_TASK_ID") == str(task_id)
+        )
+    except psutil.Error:
+        return False
