@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,13 @@ class Campaign:
         path.write_text(textwrap.dedent(head) + textwrap.dedent(body))
         return path
 
-    def start(self, script: Path) -> subprocess.Popen[str]:
-        """Start the script."""
+    def start(self, script: Path, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start the script, with more variables in its environment."""
         number = len(self._scripts)
         started = subprocess.Popen(
             [sys.executable, str(script), self.url, str(self.directory), str(self.directory / f"report{number}")],
             cwd=self.directory,
+            env={**os.environ, **(environ or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
