@@ -20,6 +20,7 @@ import pytest
 
 import parsl_balsam
 from parsl_balsam.db.connect import POSTGRES_IDLE_IN_TRANSACTION_S, open_database
+from parsl_balsam.db.runs import end_run
 from parsl_balsam.db.schema import blocks, tasks
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.states import Outcome
@@ -75,7 +76,7 @@ BUSY_EXCHANGE = "exchange:4"
 LAUNCHER_POINTS = ("open_block", "exchange:1", "exchange:2", "exchange:3", BUSY_EXCHANGE, "close_block")
 
 #: Of commands.
-COMMAND_POINTS = ("wish_end", "retry_tasks")
+COMMAND_POINTS = ("sign_all", "wish_end", "retry_tasks")
 
 #: Where a launcher asks what it has claimed unheard, after the server was away.
 OUTAGE_POINTS = ("release_strays",)
@@ -375,6 +376,14 @@ def test_command_is_killed_at_its_commit(campaign: Campaign, moment: str) -> Non
     with closing(open_database(campaign.url)) as database:
         workflow = db.Campaign(database)
         failed = workflow.task()
+        end_run(database, workflow.run.run_id)  # it would be in the way of the next command
+        crash = {"BALSAM_CRASH_AT": point_of("sign_all", moment)}
+        before = snapshot(database)
+        assert command(campaign, "db", "sign", **crash) == -signal.SIGKILL
+        assert (snapshot(database) == before) == (moment == "before")
+        command(campaign, "db", "sign")
+        assert snapshot(database) != before
+
         launcher = db.Launcher(workflow)
         launcher.run(Outcome.ERROR)
         crash = {"BALSAM_CRASH_AT": point_of("retry_tasks", moment)}
