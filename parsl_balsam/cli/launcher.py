@@ -15,12 +15,15 @@ import click
 from parsl_balsam.cli.options import database_option, opened, this_user
 from parsl_balsam.db.blocks import abandon_block, record_block
 from parsl_balsam.db.claims import LeaseLost
-from parsl_balsam.db.connect import Database
+from parsl_balsam.db.connect import LAUNCHER_BUSY_S, Database
 from parsl_balsam.db.keyfile import read_or_make_key
 from parsl_balsam.db.runs import find_order
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import JobMode, LaunchOrder, MpiStyle
 from parsl_balsam.model.signing import Signer
+
+#: How long the database may be away when the launcher starts, seconds, where the user does not say `--idle-timeout`.
+_PATIENCE_S = 300.0
 
 
 @click.command(short_help="Run a workflow's tasks on the nodes of an allocation that you hold.")
@@ -41,7 +44,7 @@ def launcher(workflow: str, executor: str | None, nodes: int | None, database: s
     ends it: what runs becomes ready again, at no cost.
     """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    with opened(database) as db:
+    with opened(database, LAUNCHER_BUSY_S, changes["idle_timeout_s"] or _PATIENCE_S) as db:
         found = find_order(db, workflow, executor)
         given = {name: value for name, value in changes.items() if value is not None}
         key = read_or_make_key()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,11 @@ import click
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.connect import Database, open_database
+from parsl_balsam.db.outage import until_it_answers
 from parsl_balsam.db.server import is_server_directory
 from parsl_balsam.model.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -55,9 +59,17 @@ def address(where: str) -> str:
 
 
 @contextmanager
-def opened(where: str) -> Iterator[Database]:
-    """Open the database of a command, which must exist."""
-    database = open_database(where, create=False)
+def opened(where: str, busy_s: float | None = None, patience_s: float = 0.0) -> Iterator[Database]:
+    """Open the database of a command, which must exist.
+
+    Parameters
+    ----------
+    busy_s
+        As in `open_database`.
+    patience_s
+        How long it may be away, seconds.
+    """
+    database = until_it_answers(lambda: open_database(where, create=False, busy_s=busy_s), patience_s, logger)
     try:
         yield database
     finally:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
+from sqlalchemy.exc import OperationalError, StatementError
 
 from parsl_balsam.db.connect import Database, clock, now, server_started
 from parsl_balsam.db.endings import record_ends, unclaim
+from parsl_balsam.db.lifeline import Lifeline
 from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, attempts, blocks, tasks
 from parsl_balsam.db.wakeup import Topic, notify
+from parsl_balsam.db.wills import read_will, remove_will
 from parsl_balsam.model.errors import BalsamError, UnreadableRecord
 from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import JOB_ENDED, JOB_OVER, BlockState, JobState, Outcome, TaskState
 from parsl_balsam.model.tasks import AttemptEnd
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +158,8 @@ def open_block(database: Database, block_id: int, host: str, pid: int, directory
     directory
         Where the launcher leaves what it cannot write to the database.
 
+    It may be repeated when its outcome is unknown.
+
     Raises
     ------
     BalsamError
@@ -161,7 +169,13 @@ def open_block(database: Database, block_id: int, host: str, pid: int, directory
         _abandon(connection, block_id, "ended before its launcher came", blocks.c.end_wish.is_not(None))
         opened = connection.execute(
             blocks.update()
-            .where(blocks.c.id == block_id, blocks.c.state == BlockState.REQUESTED.value)
+            .where(
+                blocks.c.id == block_id,
+                or_(
+                    blocks.c.state == BlockState.REQUESTED.value,
+                    and_(blocks.c.state == BlockState.RUNNING.value, blocks.c.host == host, blocks.c.pid == pid),
+                ),
+            )
             .values(
                 state=BlockState.RUNNING.value,
                 host=host,
@@ -176,13 +190,20 @@ def open_block(database: Database, block_id: int, host: str, pid: int, directory
 
 
 def close_block(database: Database, block_id: int, reason: str) -> None:
-    """Record that a block is over. What its launcher still held becomes ready again, at no cost."""
+    """Record that a block is over. What its launcher still held becomes ready again, at no cost.
+
+    What the launcher has left on disk is recorded first, see `parsl_balsam.db.wills`.
+    """
     with database.begin("close_block") as connection:
         row = connection.execute(
-            select(blocks.c.workflow_id, blocks.c.state).where(blocks.c.id == block_id).with_for_update()
+            select(blocks.c.workflow_id, blocks.c.state, blocks.c.directory)
+            .where(blocks.c.id == block_id)
+            .with_for_update()
         ).one()
         if row.state in (BlockState.REQUESTED.value, BlockState.RUNNING.value):
-            _end(connection, block_id, row.workflow_id, BlockState.ENDED, reason)
+            left = read_will(row.directory, block_id).ends
+            _end_as_left(connection, block_id, row.workflow_id, BlockState.ENDED, reason, left)
+    _clear(row.directory, block_id)
 
 
 def abandon_block(database: Database, block_id: int, reason: str) -> None:
@@ -191,11 +212,22 @@ def abandon_block(database: Database, block_id: int, reason: str) -> None:
         _abandon(connection, block_id, reason)
 
 
+def abandon_unrequested(database: Database, tags: Iterable[str], reason: str) -> None:
+    """Record that blocks are over whose recording was not acknowledged, as far as they are recorded at all."""
+    with database.begin("abandon_unrequested") as connection:
+        unrequested = blocks.c.tag.in_(list(tags)), blocks.c.state == BlockState.REQUESTED.value
+        connection.execute(
+            blocks.update().where(*unrequested).values(state=BlockState.ENDED.value, ended_at=clock(), reason=reason)
+        )
+
+
 def reap(database: Database) -> list[int]:
     """Take back the tasks of launchers whose lease is over; return the blocks that were lost.
 
     Nobody is reaped in the first lease after the server came up: launchers that could not reach it must have the
-    chance to renew.
+    chance to renew. On SQLite, nobody is either whose launcher has said beside the database that it lives.
+
+    What a launcher has left on disk is recorded first; one that has left the reason of its end is not lost but ended.
     """
     with database.read() as connection:
         overdue = connection.execute(
@@ -209,7 +241,7 @@ def reap(database: Database) -> list[int]:
     for block_id, workflow_id in overdue:
         with database.begin("reap") as connection:
             still = connection.execute(
-                select(blocks.c.id, blocks.c.job_state, blocks.c.job_reason)
+                select(blocks.c.job_state, blocks.c.job_reason, blocks.c.directory, blocks.c.lease_s)
                 .where(
                     blocks.c.id == block_id,
                     blocks.c.state == BlockState.RUNNING.value,
@@ -217,10 +249,28 @@ def reap(database: Database) -> list[int]:
                 )
                 .with_for_update(skip_locked=True)
             ).first()
-            if still:
-                _end(connection, block_id, workflow_id, *_how_lost(still.job_state, still.job_reason))
-                lost.append(block_id)
+            if not still or (database.is_sqlite and not _cut(connection, block_id, still.directory, still.lease_s)):
+                continue
+            will = read_will(still.directory, block_id)
+            how = _how_lost(still.job_state, still.job_reason)
+            if will.reason is not None:
+                how = BlockState.ENDED, will.reason
+            _end_as_left(connection, block_id, workflow_id, *how, will.ends)
+        _clear(still.directory, block_id)
+        lost.append(block_id)
     return lost
+
+
+def _cut(connection: Connection, block_id: int, directory: str | None, lease_s: float) -> bool:
+    """Tell whether a launcher is silent beside the database, too; if so, it cannot say any more that it lives."""
+    return directory is None or Lifeline(directory, block_id).cut(lease_s, now(connection))
+
+
+def _clear(directory: str | None, block_id: int) -> None:
+    """Remove what a launcher kept beside the database."""
+    remove_will(directory, block_id)
+    if directory is not None:
+        Lifeline(directory, block_id).remove()
 
 
 def statuses(database: Database, block_ids: list[int]) -> list[BlockStatus]:
@@ -259,7 +309,30 @@ def _abandon(connection: Connection, block_id: int, reason: str, *conditions: Co
     )
 
 
-def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockState, reason: str) -> None:
+def _end_as_left(
+    connection: Connection, block_id: int, workflow_id: int, state: BlockState, reason: str, left: Sequence[AttemptEnd]
+) -> None:
+    """End a block with what its launcher has left; without it where it cannot be stored, since it must end."""
+    if left:
+        try:
+            with connection.begin_nested():
+                return _end(connection, block_id, workflow_id, state, reason, left)
+        except (StatementError, OverflowError, ValueError, TypeError) as error:
+            if isinstance(error, OperationalError) or connection.invalidated:
+                raise
+            logger.exception("what the launcher of block %d has left cannot be recorded", block_id)
+    _end(connection, block_id, workflow_id, state, reason)
+
+
+def _end(
+    connection: Connection,
+    block_id: int,
+    workflow_id: int,
+    state: BlockState,
+    reason: str,
+    left: Sequence[AttemptEnd] = (),
+) -> None:
+    """End a block. Attempts whose ends its launcher has left on disk end so."""
     connection.execute(
         blocks.update().where(blocks.c.id == block_id).values(state=state.value, ended_at=clock(), reason=reason)
     )
@@ -284,11 +357,18 @@ def _end(connection: Connection, block_id: int, workflow_id: int, state: BlockSt
         .order_by(tasks.c.id)
         .with_for_update(of=tasks)  # a cancellation must not come between this and what is decided by it
     ).all()
+    tokens = {(row.id, row.attempts): row.token for row in held}
+    # All at once: whoever took more locks after the count of ends could wait in a circle.
+    ends = [end for end in left if tokens.get((end.task_id, end.number)) == end.token]
+    told = {end.task_id for end in ends}
+    if dropped := len(left) - len(ends):
+        logger.info("block %d has left %d ends of attempts that are recorded or no longer wanted", block_id, dropped)
+    held = [row for row in held if row.id not in told]
     if state is BlockState.ENDED:
         waiting = [row.id for row in held if row.state == TaskState.ASSIGNED.value and not row.cancel_requested]
         unclaim(connection, waiting, f"block {block_id}", reason, at)
         held = [row for row in held if row.id not in set(waiting)]
-    ends = [
+    ends += [
         AttemptEnd(
             row.id,
             row.attempts,

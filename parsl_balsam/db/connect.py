@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,19 @@ from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, pass_point
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
-from parsl_balsam.model.errors import ConfigurationError, DatabaseDown, DatabaseUnavailable, SchemaMismatch
+from parsl_balsam.model.errors import (
+    ConfigurationError,
+    DatabaseDenied,
+    DatabaseDown,
+    DatabaseUnavailable,
+    SchemaMismatch,
+)
 
 #: How long a statement waits for another process that holds SQLite's only write lock, seconds.
-SQLITE_BUSY_S = 30
+SQLITE_BUSY_S = 30.0
+
+#: The same for launchers, which try again by themselves, and must be able to end meanwhile.
+LAUNCHER_BUSY_S = 5.0
 
 #: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
 POSTGRES_IDLE_IN_TRANSACTION_S = 20
@@ -36,6 +46,19 @@ _DOWN_SIGNS = (
     "the database system is starting up",
     "the database system is shutting down",
 )
+
+#: How libpq tells of each address of a server that it has tried.
+_TRIED = ("connection to server", "could not connect to server")
+
+#: How they say that the URL is wrong, which no waiting cures.
+_DENIED_SIGNS = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+    "permission denied for database",
+)
+_NO_SUCH_DATABASE = re.compile(r'(database|role) ".*" does not exist')
 
 #: Options of every connection to PostgreSQL. The last four notice within half a minute that the server's node is gone.
 POSTGRES_OPTIONS = {
@@ -135,7 +158,7 @@ def now(connection: Connection) -> float:
     return float(connection.execute(select(clock())).scalar_one())
 
 
-def open_database(where: str | Path, *, create: bool = True) -> Database:
+def open_database(where: str | Path, *, create: bool = True, busy_s: float | None = None) -> Database:
     """Open the database at a URL or in the directory of a user's own server.
 
     Parameters
@@ -145,17 +168,19 @@ def open_database(where: str | Path, *, create: bool = True) -> Database:
         ``parsl-balsam db init``. The path of an SQLite file may be relative; it is made absolute here.
     create
         Whether missing tables, and a missing SQLite file, are made.
+    busy_s
+        How long a statement waits for another process that writes to SQLite, seconds. By default `SQLITE_BUSY_S`.
 
     Raises
     ------
     ConfigurationError
         If it is neither a URL of these two kinds nor such a directory.
     DatabaseUnavailable
-        If the database cannot be opened.
+        If the database cannot be opened; as `DatabaseDenied` if no waiting would cure that.
     SchemaMismatch
         If its tables are of another version.
     """
-    database = _connect(resolve(where), create)
+    database = _connect(resolve(where), create, busy_s)
     try:
         _check_schema(database, create, str(where))
     except BaseException:
@@ -248,18 +273,18 @@ def resolve(where: str | Path) -> URL:
     )
 
 
-def _connect(url: URL, create: bool) -> Database:
+def _connect(url: URL, create: bool, busy_s: float | None = None) -> Database:
     is_sqlite = url.get_backend_name() == "sqlite"
-    return Database(url, _sqlite_engine(url, create) if is_sqlite else _postgres_engine(url))
+    return Database(url, _sqlite_engine(url, create, busy_s) if is_sqlite else _postgres_engine(url))
 
 
-def _sqlite_engine(url: URL, create: bool) -> Engine:
+def _sqlite_engine(url: URL, create: bool, busy_s: float | None) -> Engine:
     path = Path(str(url.database))
     try:
         _check_file(path, create)
     except OSError as error:
-        raise DatabaseUnavailable(f"cannot open the database file {path}: {error.strerror}") from None
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_S})
+        raise DatabaseDenied(f"cannot open the database file {path}: {error.strerror}") from None
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_S if busy_s is None else busy_s})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: object) -> None:
@@ -311,9 +336,20 @@ def _translated(url: URL) -> Iterator[None]:
     except (DBAPIError, PoolTimeout) as error:
         if not isinstance(error, DBAPIError) or isinstance(error, OperationalError) or error.connection_invalidated:
             reason = str(getattr(error, "orig", None) or error).strip()
-            kind = DatabaseDown if any(sign in reason for sign in _DOWN_SIGNS) else DatabaseUnavailable
-            raise kind(f"{url.render_as_string()}: {reason}") from error
+            raise unavailable(url, reason) from error
         raise
+
+
+def unavailable(url: URL, reason: str) -> DatabaseUnavailable:
+    """Return the error that says why the database at a URL cannot be used."""
+    told = f"{url.render_as_string()}: {reason}"
+    # A name may have several addresses. If one of them refuses and another is silent, somebody else may be served.
+    tries = [line for line in reason.splitlines() if line.startswith(_TRIED)] or [reason]
+    if all(any(sign in line for sign in _DOWN_SIGNS) for line in tries):
+        return DatabaseDown(told)
+    if any(sign in reason for sign in _DENIED_SIGNS) or _NO_SUCH_DATABASE.search(reason):
+        return DatabaseDenied(told)
+    return DatabaseUnavailable(told)
 
 
 def _check_schema(database: Database, create: bool, where: str) -> None:
@@ -336,7 +372,7 @@ def _check_schema(database: Database, create: bool, where: str) -> None:
                     connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
             _check_version(connection, shown, _upgrade_command(database, where))
     except DBAPIError as error:  # such as "file is not a database"
-        raise DatabaseUnavailable(f"{shown}: {error.orig}") from error
+        raise DatabaseDenied(f"{shown}: {error.orig}") from error
 
 
 def _check_version(connection: Connection, shown: str, upgrade: str) -> None:

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, bindparam, func
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects import sqlite
 
-from parsl_balsam.db.connect import POSTGRES_OPTIONS, Database
+from parsl_balsam.db.connect import POSTGRES_OPTIONS, Database, unavailable
 from parsl_balsam.db.schema import notices
-from parsl_balsam.model.errors import DatabaseUnavailable
+from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
 
 #: SQLite has no notifications: its change counter is read this often, seconds. The first figure holds right after a
 #: change, the second after a long quiet time; between them the interval is a twentieth of the quiet time.
@@ -105,10 +105,12 @@ class Wakeup(ABC):
 def listen(database: Database, workflow_id: int, topic: Topic) -> Wakeup:
     """Start to listen. Changes committed after this returns end the next `Wakeup.wait`.
 
+    A server that is away is connected to as soon as it is back.
+
     Raises
     ------
-    DatabaseUnavailable
-        If the database server is away.
+    DatabaseDenied
+        If no waiting would cure that.
     """
     if database.is_sqlite:
         return _SqliteWakeup(str(database.url.database), workflow_id, topic)
@@ -171,7 +173,12 @@ class _PostgresWakeup(Wakeup):
         self._database = database
         self._channel = channel
         self._connection: psycopg2.extensions.connection | None = None
-        self._connect()
+        try:
+            self._connect()
+        except DatabaseDenied:
+            raise
+        except DatabaseUnavailable:  # `wait` tries again, and then says that something may have changed
+            pass
 
     def _connect(self) -> None:
         url = self._database.url
@@ -183,7 +190,7 @@ class _PostgresWakeup(Wakeup):
             with connection.cursor() as cursor:
                 cursor.execute(f'LISTEN "{self._channel}"')
         except psycopg2.Error as error:
-            raise DatabaseUnavailable(f"{url.render_as_string()}: {str(error).strip()}") from error
+            raise unavailable(url, str(error).strip()) from error
         self._connection = connection
 
     def wait(self, timeout: float, bell: Bell) -> bool:

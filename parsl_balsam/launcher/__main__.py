@@ -9,13 +9,16 @@ from pathlib import Path
 
 from parsl_balsam.db.blocks import abandon_block, requested_walltime
 from parsl_balsam.db.claims import LeaseLost
-from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.connect import LAUNCHER_BUSY_S, open_database
+from parsl_balsam.db.outage import until_it_answers
 from parsl_balsam.db.private import read_private
 from parsl_balsam.launcher.block import prepare
 from parsl_balsam.launcher.launcher import run_block
 from parsl_balsam.launcher.rank_files import forget_forbidden
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -24,8 +27,12 @@ def main() -> int:
     order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
     try:
         order = LaunchOrder.loads(read_private(order_file), str(order_file))
-        database = open_database(order.database, create=False)
-        if (walltime_min := requested_walltime(database, block_id)) is not None:
+        patience_s = order.idle_timeout_s
+        database = until_it_answers(
+            lambda: open_database(order.database, create=False, busy_s=LAUNCHER_BUSY_S), patience_s, logger
+        )
+        walltime_min = until_it_answers(lambda: requested_walltime(database, block_id), patience_s, logger)
+        if walltime_min is not None:
             order = replace(order, walltime_s=walltime_min * 60)
         try:
             parts = prepare(order, block_id)

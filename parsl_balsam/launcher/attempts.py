@@ -14,7 +14,7 @@ from parsl_balsam.launcher.rank_files import forbid
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.shares import Share
 from parsl_balsam.model.states import Outcome
-from parsl_balsam.model.tasks import ClaimedTask
+from parsl_balsam.model.tasks import AttemptStart, ClaimedTask
 
 
 @dataclass(slots=True)
@@ -31,6 +31,10 @@ class Running:
     ended: Ended | None = None
     ended_at: float = 0.0  #: on the monotonic clock
     unclean: set[str] = field(default_factory=set)  #: nodes that may still have processes of it
+
+    def start(self, started_at: float) -> AttemptStart:
+        """Return what is to be recorded of its start, at a time on the database's clock."""
+        return AttemptStart(self.task.task_id, self.task.number, self.task.token, self.shares, started_at)
 
 
 class Attempts:

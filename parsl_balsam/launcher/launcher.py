@@ -6,13 +6,14 @@ import logging
 import os
 import platform
 import selectors
-import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from parsl_balsam.db.blocks import close_block, open_block
 from parsl_balsam.db.connect import Database
+from parsl_balsam.db.lifeline import Lifeline
+from parsl_balsam.db.outage import until_it_answers
 from parsl_balsam.db.wakeup import Bell
 from parsl_balsam.launcher import signals
 from parsl_balsam.launcher.agents import LocalAgents
@@ -21,14 +22,17 @@ from parsl_balsam.launcher.block import BlockParts
 from parsl_balsam.launcher.demand import Demand
 from parsl_balsam.launcher.ledger import Answer, Ledger, Request
 from parsl_balsam.launcher.messages import LEASE_SHARE, Hello
+from parsl_balsam.launcher.outbox import Outbox
 from parsl_balsam.launcher.placement import Queue
 from parsl_balsam.launcher.processes import inherit_orphans
 from parsl_balsam.launcher.space import Space
+from parsl_balsam.launcher.tenure import Tenure
+from parsl_balsam.launcher.term import Term
 from parsl_balsam.model.errors import DatabaseUnavailable, ImpossibleTask
 from parsl_balsam.model.launch import JobMode, LaunchOrder
 from parsl_balsam.model.signing import Signer
 from parsl_balsam.model.states import Outcome
-from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, BlockShape, ClaimedTask, Release, Wish
+from parsl_balsam.model.tasks import AttemptEnd, BlockShape, ClaimedTask, Release, Wish
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +49,11 @@ _QUIET = 2.0
 #: How soon to try again when an agent does not keep up with reading, seconds.
 _CONGESTED_S = 0.002
 
-#: How long tasks that were told to end may take, seconds; and how long before the end of the batch job that is.
+#: How long tasks that were told to end may take, seconds.
 _DRAIN_S = 5.0
-_LAST_CALL_S = 15.0
+
+#: If the database does not answer so soon at the end, what was not recorded is written to disk, seconds.
+_ANSWER_S = 1.0
 
 #: How long nodes that are there wait for the others, so that the largest tasks find their nodes, seconds.
 _GATHER_S = 10.0
@@ -70,9 +76,7 @@ class Launcher:
         self._database = database
         self._block_id = block_id
         self._agents = parts.agents
-        self._ends_at = parts.ends_at
-        self._ask_end = parts.ask_end
-        self._signal: int | None = None  # that has come and was not answered
+        self._term = Term(parts.ends_at, parts.ask_end)
         self._space = Space(whole_nodes=order.job_mode is JobMode.MPI)
         for node in parts.nodes:
             self._space.add(node)
@@ -82,7 +86,7 @@ class Launcher:
         self._demand = Demand(self._space, self._queue, parallel=order.job_mode is not JobMode.SERIAL)
         self._signer = Signer(bytes.fromhex(order.key))
         self._claimed: dict[int, _Claimed] = {}
-        self._ends: list[AttemptEnd] = []
+        self._ends = Outbox(order.directory, block_id)
         self._releases: list[Release] = []
         self._lost_nodes: list[str] = []
         self._shape_changed = bool(parts.nodes)
@@ -94,11 +98,11 @@ class Launcher:
         self._look_at: float | None = None  # when a task's backoff is over
         self._renew_at = 0.0
         self._quiet_until = 0.0
-        self._refused_at = 0.0
+        beside = Lifeline(order.directory, block_id) if database.is_sqlite else None
+        self._tenure = Tenure(self._agents, order.lease_s, beside)
         self._idle_since = time.monotonic()
         self._superseded = False
         self._selector = selectors.DefaultSelector()
-        self._stop_reason: str | None = None
 
     def run(self) -> None:
         """Serve until the block is over.
@@ -109,10 +113,10 @@ class Launcher:
             If the launcher was not heard of for a lease. Its tasks have been killed.
         """
         # From the moment the block is open it must be closed, whatever signal comes.
-        self._signal_sockets = signals.watch(self._selector, self._note_signal)
+        self._signal_sockets = signals.watch(self._selector, self._term.note_signal)
         inherit_orphans()
         try:
-            open_block(self._database, self._block_id, platform.node(), os.getpid(), self._order.directory)
+            until_it_answers(self._open, self._order.idle_timeout_s, logger, lambda: self._term.signalled)
             self._agents.open(self._selector)
             self._selector.register(self._bell, selectors.EVENT_READ, self._bell.silence)
             self._ledger.start()
@@ -123,15 +127,25 @@ class Launcher:
         finally:
             self._agents.end()
         if self._ledger.lost:
+            self._ends.acknowledge()  # nobody wants them any more
             raise self._ledger.lost
         if self._ledger.failure:
             raise self._ledger.failure
-        close_block(self._database, self._block_id, self._stop_reason or "ended")
-        logger.info("block %d has ended: %s", self._block_id, self._stop_reason)
+        why = self._term.over or "ended"
+        try:
+            close_block(self._database, self._block_id, why)
+        except DatabaseUnavailable:
+            self._ends.bequeath(why)
+            raise
+        logger.info("block %d has ended: %s", self._block_id, why)
+
+    def _open(self) -> None:
+        open_block(self._database, self._block_id, platform.node(), os.getpid(), self._order.directory)
+        self._tenure.open()
 
     def stop(self, reason: str) -> None:
         """End the block: what runs is stopped and becomes ready again."""
-        self._stop_reason = self._stop_reason or reason
+        self._term.stop(reason)
 
     def _turn(self, pause: float) -> None:
         """Send what is to be sent, and handle what comes within a time, in seconds."""
@@ -153,50 +167,35 @@ class Launcher:
         for node, why in self._agents.lost():
             self._lose(node, why, now)
 
-    def _note_signal(self, number: int) -> None:
-        self._signal = number
-
     def _over(self) -> bool:
-        if self._signal is not None:
-            number, self._signal = self._signal, None
-            if ends_at := signals.warned_end(number, self._ask_end):
-                self._ends_at = ends_at
-            else:
-                self.stop(f"received {signal.Signals(number).name}")
-        if self._ledger.lost or self._ledger.failure or self._stop_reason is not None:
+        if self._term.look() or self._ledger.lost or self._ledger.failure:
             return True
         now = time.monotonic()
-        if self._ends_at is not None and now >= self._ends_at - _LAST_CALL_S:
-            self._stop_reason = "its batch job is about to end"
-        elif not self._space.nodes and not self._agents.expected:
-            self._stop_reason = f"no node is left: {'; '.join(self._lost_nodes)}"
+        if not self._space.nodes and not self._agents.expected:
+            self.stop(f"no node is left: {'; '.join(self._lost_nodes)}")
         elif not self._asking and not self._holds_tasks():
             if self._superseded:
-                self._stop_reason = "a later run drives the workflow"
+                self.stop("a later run drives the workflow")
             elif why := self._demand.unserved(now, _UNSERVED_S):
-                self._stop_reason = f"it can start nothing more: {why}"
+                self.stop(f"it can start nothing more: {why}")
             elif self._space.nodes and now - self._idle_since >= self._order.idle_timeout_s:
-                self._stop_reason = f"no work for {self._order.idle_timeout_s:g} s"
-        return self._stop_reason is not None
+                self.stop(f"no work for {self._order.idle_timeout_s:g} s")
+        return self._term.over is not None
 
     def _holds_tasks(self) -> bool:
         return bool(self._claimed or self._attempts or self._ends or self._releases)
 
     def _act(self) -> None:
         """React to whatever has changed."""
+        self._hear_ledger()
+        self._tenure.care(self._ledger.renewed_at, self._ledger.refused_at)
         now = time.monotonic()
-        if self._asking and (answer := self._ledger.answer()):
-            self._asking = False
-            self._take(answer)
+        self._ends.keep(now)
         if self._ledger.changed:
             self._ledger.changed = False
             self._demand.renew()
             # It may be a wish to cancel something, and a launcher that has no room for more would not ask.
             self._renew_at = min(self._renew_at, now + _HEAR_S)
-        if self._ledger.refused_at > self._refused_at:
-            # Nobody can take these tasks away while the server is down, nor for a lease after it is back.
-            self._refused_at = self._ledger.refused_at
-            self._agents.lease_until = now + self._order.lease_s * LEASE_SHARE
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             self._demand.renew()
@@ -209,9 +208,9 @@ class Launcher:
     def _pause(self) -> float:
         """Return how long to sleep if nothing happens, seconds."""
         now = time.monotonic()
-        due = [now + self._order.lease_s, self._agents.look_at()]
-        if self._ends_at is not None:
-            due.append(self._ends_at - _LAST_CALL_S)
+        due = [now + self._order.lease_s, self._agents.look_at(), self._tenure.look_at(), self._ends.look_at()]
+        if (left := self._time_left(now)) is not None:
+            due.append(now + left)
         if self._gathering(now):
             due.append(self._began + _GATHER_S)
         if not self._asking:
@@ -230,10 +229,10 @@ class Launcher:
         return bool(self._agents.expected) and self._nodes_have_agents and now < self._began + _GATHER_S
 
     def _time_left(self, now: float) -> float | None:
-        return None if self._ends_at is None else self._ends_at - _LAST_CALL_S - now
+        return self._term.time_left(now)
 
     def _place(self, now: float) -> None:
-        if not self._queue or not self._space.free_cores or self._gathering(now):
+        if not self._queue or not self._space.free_cores or self._gathering(now) or self._tenure.over(now):
             return
         for task_id, shares in self._queue.place(now, self._time_left(now)):
             claimed = self._claimed.pop(task_id)
@@ -261,22 +260,29 @@ class Launcher:
             return
         for running in starts:
             running.recorded = True
-        ends, self._ends = self._ends, []
+        ends = self._ends.send()
         releases, self._releases = self._releases, []
         shape = self._shape(now) if self._shape_changed else None
         self._shape_changed = False
         self._asking = True
-        reported = [_start(running, self._clock(running.since)) for running in starts]
+        reported = [running.start(self._clock(running.since)) for running in starts]
         self._ledger.ask(Request(reported, ends, wishes, releases, shape, self._known((*ends, *releases))))
 
     def _shape(self, now: float) -> BlockShape:
-        left = None if self._ends_at is None else self._ends_at - now
+        left = None if self._term.ends_at is None else self._term.ends_at - now
         space = self._space
         return BlockShape(len(space.nodes), space.largest_node, space.most_gpus, left, tuple(self._lost_nodes))
 
     def _known(self, reported: Iterable[AttemptEnd | Release]) -> frozenset[int]:
         """Return all tasks whose claim has been heard of."""
         return frozenset({*self._claimed, *self._attempts, *(item.task_id for item in reported)})
+
+    def _hear_ledger(self) -> None:
+        if self._asking and (answer := self._ledger.answer()):
+            self._asking = False
+            self._ends.acknowledge()
+            self._tenure.acknowledge()
+            self._take(answer)
 
     def _take(self, answer: Answer) -> None:
         now = time.monotonic()
@@ -329,7 +335,7 @@ class Launcher:
             self._space.remove(node)
         for running in self._attempts.lose(node, why, now):
             self._collect(running)
-        if only and isinstance(agents, LocalAgents) and self._stop_reason is None:
+        if only and isinstance(agents, LocalAgents) and self._term.over is None:
             agents.restart(node)
         else:
             self._lost_nodes.append(f"{node}: {why}")
@@ -369,28 +375,30 @@ class Launcher:
         """Stop what runs and record it, so that others can go on at once."""
         until = time.monotonic() + _DRAIN_S
         for task_id in self._attempts:
-            self._attempts.stop(task_id, Outcome.ENDED, f"stopped: {self._stop_reason}")
+            self._attempts.stop(task_id, Outcome.ENDED, f"stopped: {self._term.over}")
         self._wait_for(lambda: not self._attempts, until)
-        if self._ledger.lost or self._ledger.failure:
-            return
-        self._wait_for(lambda: not self._asking, until)
-        if not self._asking:
-            self._ledger.ask(Request(ends=self._ends, known=self._known(self._ends)))
+        if not self._reported(time.monotonic() + _ANSWER_S) and not (self._ledger.lost or self._ledger.failure):
+            kept = self._ends.bequeath(self._term.over or "ended")
+            self._reported(self._term.patience_until(kept, self._order.lease_s))
         self._ledger.close()
+
+    def _reported(self, until: float) -> bool:
+        """Report what is left; return whether all of it was acknowledged by a time, on the monotonic clock."""
+        while True:
+            if not self._asking:
+                self._asking = True
+                ends = self._ends.send()
+                self._ledger.ask(Request(ends=ends, known=self._known(ends)))
+            self._wait_for(lambda: not self._asking, until)
+            if self._asking or not self._ends:
+                return not self._asking
 
     def _wait_for(self, condition: Callable[[], bool], until: float) -> None:
         while not condition() and (rest := until - time.monotonic()) > 0:
             if self._ledger.lost or self._ledger.failure:
                 return
-            if self._asking and (answer := self._ledger.answer()):
-                self._asking = False
-                self._take(answer)
+            self._hear_ledger()
             self._turn(min(rest, 0.1))
-
-
-def _start(running: Running, started_at: float) -> AttemptStart:
-    task = running.task
-    return AttemptStart(task.task_id, task.number, task.token, running.shares, started_at)
 
 
 def run_block(order: LaunchOrder, database: Database, block_id: int, parts: BlockParts) -> None:
@@ -398,5 +406,5 @@ def run_block(order: LaunchOrder, database: Database, block_id: int, parts: Bloc
     try:
         Launcher(order, database, block_id, parts).run()
     except DatabaseUnavailable:
-        logger.exception("block %d could not say goodbye; its tasks are given to others after its lease", block_id)
+        logger.exception("block %d ends; what it leaves in %s is recorded after its lease", block_id, order.directory)
         raise

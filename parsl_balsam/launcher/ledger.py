@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.claims import ClaimStore, Exchange, LeaseLost
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: Between two tries while the database is away, seconds.
 _RETRY_S = 0.25
 
+#: How long its end may take, seconds.
+_CLOSE_S = 2.0
+
 _REMEMBERED_FUNCTIONS = 1024
 
 
@@ -39,7 +42,6 @@ class Request:
     releases: Sequence[Release] = ()
     shape: BlockShape | None = None
     known: frozenset[int] = frozenset()  #: all tasks the launcher holds
-    at: float = field(default_factory=time.monotonic)  #: when it was made, on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class Ledger(threading.Thread):
         self._outage = Outage(logger)
         self._reap_at = time.monotonic() + lease_s
         self.changed = False  #: something may have changed since the launcher last cleared this
-        self.refused_at = 0.0  #: when the server last refused connections, so that nobody could reap, monotonic clock
+        self.refused_at = 0.0  #: when the last try began that the server refused: nobody could reap; monotonic clock
+        self.renewed_at = 0.0  #: when the last try began that has renewed the lease and did no more; monotonic clock
         self.lost: LeaseLost | None = None  #: the block was reaped; nothing more can be recorded
         self.failure: BaseException | None = None  #: an error that no waiting cures
 
@@ -87,11 +90,12 @@ class Ledger(threading.Thread):
         return self._answers.popleft() if self._answers else None
 
     def close(self) -> None:
-        """End after the exchanges that were asked for."""
+        """End. An exchange that is under way is tried once more at most, and not waited for if that hangs."""
         self._closing = True
         self._mine.ring()
-        self.join()
-        self._wakeup.close()
+        self.join(_CLOSE_S)
+        if not self.is_alive():
+            self._wakeup.close()
 
     def run(self) -> None:
         """Serve the launcher. Never called directly."""
@@ -134,6 +138,10 @@ class Ledger(threading.Thread):
             try:
                 if doubtful:
                     self._claims.release_strays(request.known)
+                    # On a full disk this may be all that can be written.
+                    self.renewed_at = began
+                    self._bell.ring()
+                    began = time.monotonic()
                 exchange = self._claims.exchange(
                     request.starts, request.ends, request.wishes, request.releases, request.shape
                 )
@@ -144,9 +152,9 @@ class Ledger(threading.Thread):
                 self._outage.note(error)
                 doubtful = True
                 if isinstance(error, DatabaseDown):
-                    self.refused_at = time.monotonic()
+                    self.refused_at = began
                     self._bell.ring()
-                if self._closing and time.monotonic() - request.at > self._lease_s:
+                if self._closing:
                     return None  # somebody else takes the tasks back
                 time.sleep(_RETRY_S)
 

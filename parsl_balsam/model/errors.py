@@ -28,6 +28,10 @@ class DatabaseDown(DatabaseUnavailable):
     """The database server refuses connections: it is stopped, or starting. Start it (``parsl-balsam db start DIR``)."""
 
 
+class DatabaseDenied(DatabaseUnavailable):
+    """There is no database of that name, or it does not let you in. Correct the URL: its name, user and password."""
+
+
 class SchemaMismatch(BalsamError):
     """The database's tables are of another version than this parsl-balsam's. Older ones are brought up to date by
     ``parsl-balsam db upgrade --database WHERE``; for newer ones, install a newer parsl-balsam."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -15,11 +16,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, make_url, text
 
-from parsl_balsam.db.connect import Database, open_database, resolve
+from parsl_balsam.db.connect import Database, open_database, resolve, unavailable
+from parsl_balsam.db.outage import until_it_answers
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import (
     ConfigurationError,
+    DatabaseDenied,
     DatabaseDown,
     DatabaseUnavailable,
     SchemaMismatch,
@@ -298,3 +301,37 @@ def test_lock_on_sqlite_that_is_never_given_up(tmp_path: Path, monkeypatch: pyte
         other.rollback()
         with database.begin():
             pass
+
+
+_AT = 'connection to server at "db" ({}), port 5432 failed: {}'
+_REFUSED = "Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (_AT.format("::1", _REFUSED), DatabaseDown),
+        (_AT.format("::1", _REFUSED) + _AT.format("10.0.0.1", _REFUSED), DatabaseDown),
+        (_AT.format("::1", _REFUSED) + _AT.format("10.0.0.1", "timeout expired\n"), DatabaseUnavailable),
+        (_AT.format("::1", "FATAL:  the database system is starting up\n"), DatabaseDown),
+        (_AT.format("::1", "FATAL:  the database system is in recovery mode\n"), DatabaseUnavailable),
+        (_AT.format("::1", 'FATAL:  password authentication failed for user "me"\n'), DatabaseDenied),
+        (_AT.format("::1", 'FATAL:  database "gone" does not exist\n'), DatabaseDenied),
+        ("server closed the connection unexpectedly\n\tThis probably means ...\n", DatabaseUnavailable),
+    ],
+)
+def test_only_a_server_that_refuses_at_all_its_addresses_is_down(said: str, kind: type) -> None:
+    assert type(unavailable(make_url("postgresql://me:secret@db/x"), said)) is kind
+
+
+def test_wrong_password_is_not_waited_for(empty_postgres_url: str) -> None:
+    wrong = make_url(empty_postgres_url).set(password="wrong")
+    tries: list[int] = []
+
+    def connect() -> Database:
+        tries.append(1)
+        return open_database(wrong.render_as_string(hide_password=False))
+
+    with pytest.raises(DatabaseDenied, match="password authentication failed"):
+        until_it_answers(connect, 3600.0, logging.getLogger())
+    assert len(tries) == 1

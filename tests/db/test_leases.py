@@ -6,7 +6,16 @@ from contextlib import closing
 
 import pytest
 
-from parsl_balsam.db.blocks import close_block, open_block, reap, record_block, record_job, statuses
+from parsl_balsam.db.blocks import (
+    Requested,
+    abandon_unrequested,
+    close_block,
+    open_block,
+    reap,
+    record_block,
+    record_job,
+    statuses,
+)
 from parsl_balsam.db.claims import LeaseLost
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.server import Server
@@ -226,6 +235,16 @@ def test_block_has_one_launcher_and_none_after_its_end(database: Database, campa
     close_block(database, never_started, "scaled in")
     with pytest.raises(BalsamError):
         open_block(database, never_started, "node1", 1)
+    check_invariants(database)
+
+
+def test_block_whose_recording_was_not_acknowledged_is_over(database: Database, campaign: Campaign) -> None:
+    run = campaign.run
+    recorded, started = Requested(tag="recorded"), Requested(tag="started")
+    record_block(database, run.workflow_id, run.run_id, "7", 60.0, recorded)
+    open_block(database, record_block(database, run.workflow_id, run.run_id, "8", 60.0, started), "node1", 1)
+    abandon_unrequested(database, ["recorded", "started", "never recorded"], "the database was away")
+    assert column(database, "SELECT state FROM blocks ORDER BY id") == ["ended", "running"]
     check_invariants(database)
 
 
