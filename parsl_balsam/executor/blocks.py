@@ -15,6 +15,7 @@ from parsl_balsam.db.connect import Database
 from parsl_balsam.db.pauses import end_pause, note_failed_block, read_pause
 from parsl_balsam.db.private import write_private
 from parsl_balsam.db.runs import OpenJob, Run
+from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.launch import LaunchOrder
 from parsl_balsam.model.pauses import GOOD_AFTER_S, Pause, died_at_once
 from parsl_balsam.model.states import JOB_OVER, BlockState, JobState
@@ -43,6 +44,7 @@ class BlockBook:
         self._noted: dict[str, tuple[JobState, str | None]] = {}
         self._refusals: dict[str, str] = {}
         self._ending: set[str] = set()
+        self._doubtful: set[str] = set()  # tags of blocks that may be recorded, and were not requested
         self._ended_by_run: set[str] = set()
         self._pause: Pause | None = None
         end_pause(database, [run.workflow_id])  # whoever starts a script again may have mended what was wrong
@@ -50,7 +52,11 @@ class BlockBook:
     def record(self, name: str, requested: Requested) -> int:
         """Record a block that is about to be requested; return its row."""
         run = self._run
-        row = blocks.record_block(self._database, run.workflow_id, run.run_id, name, self._lease_s, requested)
+        try:
+            row = blocks.record_block(self._database, run.workflow_id, run.run_id, name, self._lease_s, requested)
+        except DatabaseUnavailable:
+            self._doubtful.add(requested.tag)
+            raise
         self._rows[name] = row
         return row
 
@@ -144,6 +150,9 @@ class BlockBook:
             time.sleep(_LOOK_S)
 
     def _record_refusals(self) -> None:
+        if self._doubtful:
+            blocks.abandon_unrequested(self._database, self._doubtful, "not requested: the database was away")
+            self._doubtful.clear()
         for name, why in list(self._refusals.items()):  # more than one where the database was away
             row = self._rows[name]
             blocks.close_block(self._database, row, f"it could not be requested: {why}")

@@ -350,8 +350,10 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             self._set_exception(
                 future, RunEnded("the run ended before the task; run the script again with the same workflow to go on")
             )
-        self._heartbeat.close()
+        self._heartbeat.close(_SHUTDOWN_S)
         try:
+            if self._heartbeat.is_alive():
+                raise DatabaseUnavailable(f"the database has not answered for {_SHUTDOWN_S:g} s")
             end_run(self._db, self._run.run_id)
         except DatabaseUnavailable as error:
             logger.warning("the end of the run could not be recorded: %s", error)

@@ -29,10 +29,10 @@ class Heartbeat(threading.Thread):
         self._closing = threading.Event()
         self._outage = Outage(logger)
 
-    def close(self) -> None:
-        """End."""
+    def close(self, timeout: float) -> None:
+        """End; give up after a time, in seconds."""
         self._closing.set()
-        self.join()
+        self.join(timeout)
 
     def run(self) -> None:
         """Renew until closed. Never called directly."""

@@ -80,6 +80,8 @@ class ScalingExecutor(BlockProviderExecutor):
                 self._blocks.wait_until_over(None, timeout)
             for block_id in self._status:
                 self._blocks.note_end_by_run(block_id)
+        except DatabaseUnavailable as error:
+            logger.warning("blocks were told to end; how they end could not be seen or recorded: %s", error)
         except Exception:
             logger.exception("blocks could not be ended")
 
@@ -166,7 +168,10 @@ class ScalingExecutor(BlockProviderExecutor):
 
     def scale_in(self, blocks: int) -> list[str]:
         """End blocks, those with the least work first; return their ids."""
-        return self._cancel_blocks(self._blocks.least_busy_first(self._live_blocks())[:blocks])
+        live = self._live_blocks()
+        if blocks < len(live):  # all of them can be ended while the database is away
+            live = self._blocks.least_busy_first(live)[:blocks]
+        return self._cancel_blocks(live)
 
     def _request(self, n: int) -> list[str]:
         """Request at most so many blocks: none in a pause, and no more than the work that waits needs."""
@@ -287,6 +292,8 @@ class ScalingExecutor(BlockProviderExecutor):
             try:
                 self._blocks.wish_end(block_ids)
                 self._blocks.wait_until_over(block_ids, _DRAIN_S)
+            except DatabaseUnavailable as error:
+                self._outage.note(error)
             except Exception:
                 logger.exception("blocks could not be drained")
         cancelled = self.provider.cancel([self.blocks_to_job_id[block_id] for block_id in block_ids])
