@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # A batch system, two MPI libraries and an MPI program for the tests.
-PACKAGES := slurm-wlm munge mpich openmpi-bin libopenmpi-dev lammps
+PACKAGES := slurm-wlm munge mpich openmpi-bin libopenmpi-dev lammps iproute2
 
 # Most tests wait more than they compute.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))

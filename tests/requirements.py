@@ -17,6 +17,11 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def not_permitted(reason: str) -> NoReturn:
+    """Skip the test everywhere: what it needs is a privilege that a container may withhold, and nobody can install."""
+    pytest.skip(reason)
+
+
 def require(programs: Iterable[str], packages: str, path: str | None = None) -> None:
     """See to it that programs are installed.
 

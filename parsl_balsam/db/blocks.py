@@ -151,14 +151,12 @@ def read_end(database: Database, block_id: int) -> BlockEnd | None:
 
 
 def open_block(database: Database, block_id: int, host: str, pid: int, directory: str | None = None) -> None:
-    """Give the block's launcher its lease.
+    """Give the block's launcher its lease. It may be repeated when its outcome is unknown.
 
     Parameters
     ----------
     directory
         Where the launcher leaves what it cannot write to the database.
-
-    It may be repeated when its outcome is unknown.
 
     Raises
     ------

@@ -298,7 +298,8 @@ class Launcher:
         if exchange.next_ready_s is not None:
             self._look_at = now + exchange.next_ready_s
         self._demand.learn(exchange, now)
-        self._ends += answer.refused
+        for end in answer.refused:
+            self._ends.append(end)
         for task, body in answer.claimed:
             if reason := task.flaw or self._space.impossible(task.spec):
                 self._refuse(task, f"no node of this block could run the task: {reason}")

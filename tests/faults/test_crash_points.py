@@ -32,6 +32,7 @@ from tests.faults.conftest import PATIENCE_S, Campaign, until
 
 #: Transactions of which one process or another is not killed here, and why.
 EXEMPT = {
+    "abandon_unrequested": "it only follows an outage in the middle of a request, and is done anew if it fails",
     "upgrade": "tests/db/test_migrations.py kills it in mid-transaction; nobody else is at work then",
 }
 

@@ -18,7 +18,7 @@ from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import DatabaseUnavailable
 from tests.faults.conftest import Campaign, until
 from tests.faults.test_database_away import check_each_ran_once
-from tests.requirements import unavailable
+from tests.requirements import not_permitted
 
 LEASE_S = 2.0
 
@@ -45,7 +45,7 @@ def small_disk(size: str) -> Iterator[Path]:
     try:
         mounted = subprocess.run(mounting, check=False, capture_output=True, text=True)
         if mounted.returncode != 0:
-            unavailable(f"no file system can be mounted, which needs root: {mounted.stderr.strip()}")
+            not_permitted(f"no file system can be mounted, which needs root: {mounted.stderr.strip()}")
         try:
             yield directory
         finally:

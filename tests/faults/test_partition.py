@@ -17,7 +17,7 @@ from parsl_balsam.db.server import Server
 from tests.conftest import new_database, running_server
 from tests.executor.parsl_runs import rows
 from tests.faults.conftest import Campaign, until
-from tests.requirements import require, unavailable
+from tests.requirements import not_permitted, require
 
 SCRIPT = """
     from parsl.providers import LocalProvider
@@ -79,7 +79,7 @@ def island() -> Iterator[Island]:
             ):
                 _ip("-n", made.name, *words)
         except subprocess.CalledProcessError as error:
-            unavailable(f"no network namespace can be made, which needs root: {error.stderr.strip()}")
+            not_permitted(f"no network namespace can be made, which needs root: {error.stderr.strip()}")
         yield made
     finally:
         for words in (("link", "delete", made.cable), ("netns", "delete", made.name)):
