@@ -71,6 +71,13 @@ POSTGRES_OPTIONS = {
     "tcp_user_timeout": 15_000,
 }
 
+#: How many transactions a process may have under way at the same time, where it does not say. A script has five threads
+#: that use the database: its own, Parsl's poller, and those that submit, complete and renew.
+USUAL_CONNECTIONS = 5
+
+#: So many of them stay open between transactions.
+_KEPT_CONNECTIONS = 2
+
 #: Serialises the making and the changing of the tables. Any constant will do, as long as it is ours.
 CREATE_LOCK = 0x62616C73616D
 
@@ -158,7 +165,13 @@ def now(connection: Connection) -> float:
     return float(connection.execute(select(clock())).scalar_one())
 
 
-def open_database(where: str | Path, *, create: bool = True, busy_s: float | None = None) -> Database:
+def open_database(
+    where: str | Path,
+    *,
+    create: bool = True,
+    busy_s: float | None = None,
+    connections: int = USUAL_CONNECTIONS,
+) -> Database:
     """Open the database at a URL or in the directory of a user's own server.
 
     Parameters
@@ -170,6 +183,9 @@ def open_database(where: str | Path, *, create: bool = True, busy_s: float | Non
         Whether missing tables, and a missing SQLite file, are made.
     busy_s
         How long a statement waits for another process that writes to SQLite, seconds. By default `SQLITE_BUSY_S`.
+    connections
+        To PostgreSQL, at most; `parsl_balsam.db.wakeup.listen` has one of its own. A transaction that finds all in use
+        waits for one.
 
     Raises
     ------
@@ -180,7 +196,7 @@ def open_database(where: str | Path, *, create: bool = True, busy_s: float | Non
     SchemaMismatch
         If its tables are of another version.
     """
-    database = _connect(resolve(where), create, busy_s)
+    database = _connect(resolve(where), create, busy_s, connections)
     try:
         _check_schema(database, create, str(where))
     except BaseException:
@@ -273,9 +289,9 @@ def resolve(where: str | Path) -> URL:
     )
 
 
-def _connect(url: URL, create: bool, busy_s: float | None = None) -> Database:
+def _connect(url: URL, create: bool, busy_s: float | None = None, connections: int = USUAL_CONNECTIONS) -> Database:
     is_sqlite = url.get_backend_name() == "sqlite"
-    return Database(url, _sqlite_engine(url, create, busy_s) if is_sqlite else _postgres_engine(url))
+    return Database(url, _sqlite_engine(url, create, busy_s) if is_sqlite else _postgres_engine(url, connections))
 
 
 def _sqlite_engine(url: URL, create: bool, busy_s: float | None) -> Engine:
@@ -319,10 +335,12 @@ def _check_file(path: Path, create: bool) -> None:
         raise PermissionError(EACCES, os.strerror(EACCES))
 
 
-def _postgres_engine(url: URL) -> Engine:
+def _postgres_engine(url: URL, connections: int) -> Engine:
+    kept = min(connections, _KEPT_CONNECTIONS)
     return create_engine(
         url,
-        pool_size=2,
+        pool_size=kept,
+        max_overflow=connections - kept,
         pool_pre_ping=True,
         executemany_mode="values_plus_batch",
         connect_args=POSTGRES_OPTIONS,

@@ -105,7 +105,8 @@ class Wakeup(ABC):
 def listen(database: Database, workflow_id: int, topic: Topic) -> Wakeup:
     """Start to listen. Changes committed after this returns end the next `Wakeup.wait`.
 
-    A server that is away is connected to as soon as it is back.
+    A server that is away, or has no connection to give, is asked again by each wait. The first that gets one ends at
+    once.
 
     Raises
     ------

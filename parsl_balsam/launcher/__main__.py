@@ -20,6 +20,9 @@ from parsl_balsam.model.launch import LaunchOrder
 
 logger = logging.getLogger(__name__)
 
+#: To the database, besides that on which a launcher listens: one thread of it speaks at a time.
+_CONNECTIONS = 1
+
 
 def main() -> int:
     """Run the launcher of a block; return the exit code of the batch job."""
@@ -29,7 +32,9 @@ def main() -> int:
         order = LaunchOrder.loads(read_private(order_file), str(order_file))
         patience_s = order.idle_timeout_s
         database = until_it_answers(
-            lambda: open_database(order.database, create=False, busy_s=LAUNCHER_BUSY_S), patience_s, logger
+            lambda: open_database(order.database, create=False, busy_s=LAUNCHER_BUSY_S, connections=_CONNECTIONS),
+            patience_s,
+            logger,
         )
         walltime_min = until_it_answers(lambda: requested_walltime(database, block_id), patience_s, logger)
         if walltime_min is not None:

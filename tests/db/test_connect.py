@@ -29,7 +29,7 @@ from parsl_balsam.model.errors import (
     ServerError,
 )
 
-from .conftest import at_once, check_invariants, column, rows
+from .conftest import Story, at_once, check_invariants, column, rows
 
 SECRET = "s3cr3t"
 
@@ -232,6 +232,16 @@ def test_end_of_one_connection_is_not_taken_for_the_end_of_the_server(
         lose_connection(administrator)
     assert not isinstance(lost.value, DatabaseDown)
     check_invariants(postgres_database)
+
+
+def test_transactions_wait_for_a_connection(empty_postgres_url: str) -> None:
+    with closing(open_database(empty_postgres_url, connections=2)) as database:
+        with database.begin(), database.begin():
+            waiting = Story(lambda: column(database, "SELECT 1"))
+            waiting.join(0.2)
+            assert waiting.is_alive()
+        assert waiting.result() == [1]
+        check_invariants(database)
 
 
 def test_password_is_never_shown(postgres_server: Server, postgres_url: str) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
+from sqlalchemy import text
 
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.wakeup import Bell, Topic, listen, notify
-from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.states import Outcome
 
 from .conftest import LIMIT_S, Campaign, Launcher, Story, check_invariants, column, wait_until
@@ -206,8 +206,20 @@ def test_url_may_have_connection_options(empty_postgres_url: str, stack: ExitSta
     check_invariants(database)
 
 
-def test_nobody_can_listen_where_there_is_no_database(postgres_database: Database) -> None:
-    gone = Database(postgres_database.url.set(database="gone"), postgres_database.engine)
-    with pytest.raises(DatabaseUnavailable, match='database "gone" does not exist'):
-        listen(gone, 1, Topic.WORK)
-    check_invariants(postgres_database)
+def test_listener_comes_as_soon_as_there_is_a_connection_for_it(
+    postgres_database: Database, postgres_url: str, stack: ExitStack
+) -> None:
+    closed = stack.enter_context(closing(open_database(postgres_url)))
+    bell = stack.enter_context(closing(Bell()))
+    allow = f"ALTER DATABASE {closed.url.database} ALLOW_CONNECTIONS"
+    with postgres_database.begin() as connection:
+        connection.execute(text(f"{allow} false"))
+    wakeup = stack.enter_context(closing(listen(closed, 1, Topic.WORK)))
+    assert not wakeup.wait(0.01, bell)
+    with postgres_database.begin() as connection:
+        connection.execute(text(f"{allow} true"))
+    assert wakeup.wait(NEVER_S, bell)  # there may have been a notice meanwhile
+    waiting = Story(lambda: wakeup.wait(NEVER_S, bell))
+    commit_notice(closed, 1, Topic.WORK)
+    assert waiting.result()
+    check_invariants(closed)
