@@ -12,7 +12,7 @@ from sqlalchemy import Boolean, Connection, Float, Integer, bindparam, case, fun
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
-from parsl_balsam.db.endings import record_ends, unclaim
+from parsl_balsam.db.endings import begin_ends, finish_ends, record_ends, unclaim
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
 from parsl_balsam.db.wakeup import Topic, notify
@@ -89,22 +89,25 @@ class ClaimStore:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
                 touched: list[AttemptStart | AttemptEnd | Release] = [*starts, *ends, *releases]
                 connection.execute(_LOCK, {"ids": [item.task_id for item in touched]})
-            written = record_ends(connection, self._workflow_id, ends, self._who, at)
-            self._record_starts(connection, starts, at)
-            released = self._release(connection, releases, at)
+            ended = begin_ends(connection, ends, self._who, at)
+            over = {task_id for ids in ended.over.values() for task_id in ids}  # these do not look so yet
+            self._record_starts(connection, [start for start in starts if start.task_id not in over], at)
+            released = self._release(connection, [release for release in releases if release.task_id not in over], at)
             if shape is not None:
                 self._describe(connection, shape, at)
             leaving = superseded or end_wish is not None
             claimed, more = ([], False) if leaving else self._claim(connection, wishes, at)
-            cancelled = list(connection.execute(_TO_CANCEL, {"block": self._block_id}).scalars())
+            to_cancel = connection.execute(_TO_CANCEL, {"block": self._block_id}).scalars()
+            cancelled = [task_id for task_id in to_cancel if task_id not in over]
             wait, unserved = None, None
             if wishes and not leaving and not more:
                 wait = self._next_ready(connection, wishes[-1], at)
                 unserved = None if claimed else self._unserved(connection, at)
-            if written:
-                notify(connection, self._workflow_id, Topic.FINISHED)
-            if released or any(end.outcome is not Outcome.DONE for end in written):
+            if released or any(end.outcome is not Outcome.DONE for end in ended.written):
                 notify(connection, self._workflow_id, Topic.WORK)  # some of them may be ready again
+            if ended.written:
+                notify(connection, self._workflow_id, Topic.FINISHED)
+            finish_ends(connection, self._workflow_id, ended, at)
         return Exchange(claimed, cancelled, wait, superseded, at, more, unserved, end_wish)
 
     def functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:

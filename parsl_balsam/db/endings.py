@@ -32,6 +32,19 @@ class _Verdict:
     ready_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Ends that are written, up to the number by which runs learn of them."""
+
+    written: list[AttemptEnd]
+    over: dict[TaskState, list[int]]  #: tasks that get a number, by the state in which they end
+
+    @classmethod
+    def none(cls) -> Ended:
+        """Return no ends."""
+        return cls([], {})
+
+
 def record_ends(
     connection: Connection, workflow_id: int, ends: Sequence[AttemptEnd], who: str, at: float
 ) -> list[AttemptEnd]:
@@ -41,14 +54,21 @@ def record_ends(
 
     An end whose token is no longer its task's is dropped: its launcher was reaped.
     """
+    ended = begin_ends(connection, ends, who, at)
+    finish_ends(connection, workflow_id, ended, at)
+    return ended.written
+
+
+def begin_ends(connection: Connection, ends: Sequence[AttemptEnd], who: str, at: float) -> Ended:
+    """Do what `record_ends` does, up to what all who end tasks of a workflow wait for: `finish_ends` is for the end."""
     if not ends:
-        return []
+        return Ended.none()
     held = _holders(connection, [end.task_id for end in ends])
     ends = [end for end in ends if _holds(held.get(end.task_id), end)]
     if not ends:
-        return []
+        return Ended.none()
     verdicts = _verdicts(connection, ends, held, at)
-    _write_tasks(connection, workflow_id, verdicts, at)
+    over = _reopen(connection, verdicts)
     if payloads := [
         {"task_id": end.task_id, "payload": end.payload}
         for end in ends
@@ -63,7 +83,19 @@ def record_ends(
             changes.append(Change(end.task_id, TaskState.RUNNING, began, f"attempt {end.number}"))
         changes.append(Change(end.task_id, verdicts[end.task_id].state, at, verdicts[end.task_id].why))
     write_events(connection, who, changes)
-    return list(ends)
+    return Ended(list(ends), over)
+
+
+def finish_ends(connection: Connection, workflow_id: int, ended: Ended, at: float) -> None:
+    """Number the tasks that are over.
+
+    The number's lock is held until the commit: whatever else the transaction does is best done before. All who end
+    tasks lock their rows first and the number last, so nobody waits in a circle.
+    """
+    if ended.over:
+        number = next_finish(connection, workflow_id)
+        for state, ids in ended.over.items():
+            connection.execute(_FINISH, {"ids": ids, "new_state": state.value, "at": at, "number": number})
 
 
 def next_finish(connection: Connection, workflow_id: int) -> int:
@@ -165,18 +197,15 @@ def _histories(connection: Connection, ids: Sequence[int]) -> dict[int, list[Att
     return histories
 
 
-def _write_tasks(connection: Connection, workflow_id: int, verdicts: dict[int, _Verdict], at: float) -> None:
+def _reopen(connection: Connection, verdicts: dict[int, _Verdict]) -> dict[TaskState, list[int]]:
+    """Make tasks ready that get another try; return the others by the state in which they end."""
     by_state: dict[TaskState, list[int]] = defaultdict(list)
     for task_id, verdict in verdicts.items():
         by_state[verdict.state].append(task_id)
     again = by_state.pop(TaskState.READY, [])
     if again:
         connection.execute(_READY_AGAIN, [{"t": task_id, "due": verdicts[task_id].ready_at} for task_id in again])
-    # After the tasks: whoever ends tasks locks their rows first and the counter last, so nobody waits in a circle.
-    if by_state:
-        finish = next_finish(connection, workflow_id)
-        for state, ids in by_state.items():
-            connection.execute(_FINISH, {"ids": ids, "new_state": state.value, "at": at, "number": finish})
+    return by_state
 
 
 def _attempt_row(end: AttemptEnd, verdict: _Verdict, at: float) -> dict[str, Any]:
