@@ -13,6 +13,7 @@ from parsl_balsam.model.errors import AllocationError
 
 _SLURM_ITEM = re.compile(r"(?:[^\s,\[\]]|\[[^\s\[\]]*\])+")
 _SLURM_PART = re.compile(r"\[([^\]]*)\]|([^\[]+)")
+_CONFIGURATION_AS_OF = re.compile(r"Configuration data as of (\d{1,18})$", re.ASCII | re.MULTILINE)
 # Longer numbers are no numbers of nodes; Python refuses to read very long ones.
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _REPEATED_COUNT = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
@@ -47,7 +48,7 @@ def detect(environ: Mapping[str, str], read: Callable[[str], str], now: float, *
     read
         Returns the text of a file; raises OSError or UnicodeError if it cannot.
     now
-        Seconds since the epoch.
+        Seconds since the epoch, on the batch system's clock where that can be asked for.
     pretend_nodes
         How many nodes this host stands for where there is no batch system.
 
@@ -188,6 +189,28 @@ def parse_slurm_end(answer: str, now: float) -> float | None:
             f"Set SLURM_JOB_END_TIME to them."
         )
     return int(text) - now
+
+
+def slurm_clock_command() -> list[str]:
+    """Return the command that asks Slurm for its controller's clock; its answer is for :func:`parse_slurm_clock`.
+
+    The end of a job is a time on that clock. What squeue and scontrol show of the time that is left or was used, they
+    reckon by the clock of the host they run on, which may be wrong.
+    """
+    return ["env", "SLURM_TIME_FORMAT=%s", "scontrol", "show", "config"]
+
+
+def parse_slurm_clock(answer: str) -> float:
+    """Return the controller's clock, in seconds since the epoch: ``Configuration data as of 1795376671``.
+
+    Raises
+    ------
+    AllocationError
+        The answer is not that of :func:`slurm_clock_command`.
+    """
+    if not (told := _CONFIGURATION_AS_OF.match(answer)):
+        raise AllocationError(f"Slurm's scontrol did not tell the time before its configuration: {answer[:80]!r}")
+    return float(told[1])
 
 
 def _slurm(environ: Mapping[str, str], now: float) -> Allocation:

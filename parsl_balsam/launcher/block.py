@@ -17,7 +17,14 @@ from pathlib import Path
 
 from parsl_balsam.launcher import mpi
 from parsl_balsam.launcher.agents import Agents, LocalAgents
-from parsl_balsam.launcher.allocation import Allocation, detect, parse_slurm_end, slurm_end_command
+from parsl_balsam.launcher.allocation import (
+    Allocation,
+    detect,
+    parse_slurm_clock,
+    parse_slurm_end,
+    slurm_clock_command,
+    slurm_end_command,
+)
 from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.mpi import RankPlacement
 from parsl_balsam.launcher.node import this_node
@@ -68,8 +75,10 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         The order cannot be carried out here.
     """
     began = time.monotonic()
+    epoch = time.time() - began  # of the monotonic clock, on that by which the batch system ends jobs
     if order.nodes is None:
-        allocation = _detect()
+        epoch = _slurm_epoch() if "SLURM_JOB_ID" in os.environ else epoch
+        allocation = _detect(epoch)
     else:
         allocation = Allocation("local", None, ("localhost",) * order.nodes, None, None, 0)
     left = order.walltime_s if allocation.end_s is None else allocation.end_s
@@ -106,7 +115,7 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
     ends_at = None if left is None else began + left
     ask_end = None
     if allocation.scheduler == "slurm" and allocation.job_id is not None and order.own_job:
-        ask_end = partial(_ask_slurm_end, allocation.job_id)
+        ask_end = partial(_ask_slurm_end, allocation.job_id, epoch)
     if order.job_mode is JobMode.MPI:
         invitation.write(file)
         agents: Agents = LocalAgents({HEAD: "localhost"}, file, order.lease_s, order.agent_timeout_s)
@@ -121,30 +130,40 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
     return BlockParts(agents, site, ends_at, ask_end=ask_end)
 
 
-def _ask_slurm_end(job_id: str) -> float | None:
+def _ask_slurm_end(job_id: str, epoch: float) -> float | None:
     """Return until when a Slurm job goes on, on the monotonic clock; None if it is being ended, or nobody tells."""
     try:
-        answer = subprocess.run(
-            slurm_end_command(job_id), capture_output=True, text=True, timeout=_CONFIRM_S, check=True
-        )
-        left = parse_slurm_end(answer.stdout, time.time())
+        ends_at = parse_slurm_end(_told(slurm_end_command(job_id), _CONFIRM_S), epoch)
     except (OSError, subprocess.SubprocessError, AllocationError):
         return None
-    return math.inf if left is None else time.monotonic() + left
+    return math.inf if ends_at is None else ends_at
 
 
-def _detect() -> Allocation:
-    allocation = detect(os.environ, lambda path: Path(path).read_text(), time.time())
+def _slurm_epoch() -> float:
+    """Return the monotonic clock's epoch on the clock of Slurm's controller: this host's own may be wrong."""
+    try:
+        now = parse_slurm_clock(_told(slurm_clock_command(), _ASK_S))
+    except (OSError, subprocess.SubprocessError, AllocationError) as error:
+        logger.warning("Slurm does not tell the time (%s): going by the clock of this host", error)
+        now = time.time()
+    return now - time.monotonic()
+
+
+def _detect(epoch: float) -> Allocation:
+    now = epoch + time.monotonic()
+    allocation = detect(os.environ, lambda path: Path(path).read_text(), now)
     if allocation.scheduler != "slurm" or allocation.end_s is not None or allocation.job_id is None:
         return allocation
     try:
-        answer = subprocess.run(
-            slurm_end_command(allocation.job_id), capture_output=True, text=True, timeout=_ASK_S, check=True
-        )
-        return replace(allocation, end_s=parse_slurm_end(answer.stdout, time.time()))
+        return replace(allocation, end_s=parse_slurm_end(_told(slurm_end_command(allocation.job_id), _ASK_S), now))
     except (OSError, subprocess.SubprocessError, AllocationError) as error:
         logger.warning("Slurm does not tell when this job ends (%s): going by the walltime that was asked for", error)
         return allocation
+
+
+def _told(command: Sequence[str], limit_s: float) -> str:
+    """Return what a command of Slurm says."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=True).stdout
 
 
 def _check(order: LaunchOrder, style: MpiStyle) -> None:

@@ -16,7 +16,9 @@ from parsl_balsam.launcher.allocation import (
     expand_slurm_counts,
     expand_slurm_nodes,
     parse_lsf_hosts,
+    parse_slurm_clock,
     parse_slurm_end,
+    slurm_clock_command,
     slurm_end_command,
 )
 from parsl_balsam.model.errors import AllocationError
@@ -161,6 +163,18 @@ def test_slurm_is_asked_for_the_end_of_a_job() -> None:
 def test_unreadable_answer_about_the_end_of_a_job(answer: str) -> None:
     with pytest.raises(AllocationError, match="SLURM_JOB_END_TIME"):
         parse_slurm_end(answer, NOW)
+
+
+def test_slurm_is_asked_for_its_clock() -> None:
+    assert slurm_clock_command() == ["env", "SLURM_TIME_FORMAT=%s", "scontrol", "show", "config"]
+    answer = "Configuration data as of 1795376071\nAccountingStorageBackupHost = (null)\nBOOT_TIME = 1795370000\n"
+    assert parse_slurm_clock(answer) == 1795376071.0
+
+
+@pytest.mark.parametrize("answer", ["", "Configuration data as of 2026-11-22T23:12:21\n", "BOOT_TIME = 1795370000\n"])
+def test_unreadable_answer_about_slurms_clock(answer: str) -> None:
+    with pytest.raises(AllocationError, match="scontrol"):
+        parse_slurm_clock(answer)
 
 
 def test_cobalt_job_on_a_cluster() -> None:
