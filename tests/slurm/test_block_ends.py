@@ -5,14 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+from parsl import python_app
+
 from parsl_balsam import SlurmProvider
 from parsl_balsam.db.schema import blocks, tasks
+from parsl_balsam.model.errors import TaskCrashed
 from tests.executor.parsl_runs import ParslRun, wait_for
 from tests.slurm.cluster import Cluster
 from tests.slurm.ensembles import command
 from tests.slurm.test_lost_nodes import balsam
 
 Run = Callable[..., ParslRun]
+
+
+@python_app
+def kill_node_agent() -> None:
+    """Kill the agent of the node that this runs on: to the launcher the node is lost."""
+    import signal
+
+    import psutil
+
+    for process in psutil.Process().parents():
+        if "parsl_balsam.launcher.agent" in process.cmdline():
+            process.kill()
+    signal.pause()
 
 
 def provider(**options: Any) -> SlurmProvider:
@@ -44,6 +61,34 @@ def test_cancelled_job_costs_its_tasks_nothing(slurm_run: Run, cluster: Cluster)
     assert [row.outcome for row in run.attempts(call)] == ["ended", "done"]
     wait_for(lambda: run.rows(blocks, blocks.c.job_id == job, blocks.c.job_state == "cancelled"), "the job's end")
     assert " cancelled " in reason_shown(run, 1)
+
+
+def test_scale_in_costs_its_tasks_nothing(slurm_run: Run) -> None:
+    run = slurm_run(provider=provider(nodes_per_block=2), max_crashes=1)
+    call, job = start_first_attempt(run, num_nodes=2, launch="once")
+    assert len(run.executor.scale_in_facade(1)) == 1
+    assert call.result() == 0
+    assert [row.outcome for row in run.attempts(call)] == ["ended", "done"]
+    (ended,) = run.rows(blocks, blocks.c.job_id == job)
+    assert (ended.state, ended.reason) == ("ended", "ended by its run")
+
+
+def test_task_that_kills_node_after_node_fails_with_their_names(slurm_run: Run) -> None:
+    run = slurm_run(provider=provider(nodes_per_block=4), lease_s=5.0, max_crashes=2, agent_timeout_s=20.0)
+    killer, others = kill_node_agent(), [command("sleep 1; true") for _ in range(6)]
+    with pytest.raises(TaskCrashed) as crashed:
+        killer.result()
+    assert [other.result() for other in others] == [0] * 6
+    tried = run.attempts(killer)
+    hosts = [row.host for row in tried]
+    assert len(set(hosts)) == 2
+    assert [row.outcome for row in tried] == ["crash"] * 2
+    told = f"crashed 2 times (max_crashes=2), on {', '.join(hosts)}"
+    assert told in str(crashed.value)
+    assert told in tried[-1].error
+    assert told in balsam("show", str(run.task_id(killer)), "--database", run.database)
+    (block,) = run.rows(blocks)
+    assert (block.state, block.nodes) == ("running", 2)
 
 
 def test_job_of_a_node_that_failed_is_named(slurm_run: Run, cluster: Cluster) -> None:
