@@ -105,7 +105,8 @@ class Demand:
 
     def learn(self, exchange: Exchange, now: float) -> None:
         """Take note of what came of the wishes."""
-        if self._room:
+        asked = bool(self._room)
+        if asked:
             self._more = exchange.more and bool(exchange.claimed)
             # What was too large for what was left may fit when more is left; what was not there may not.
             self._asked = self._room if exchange.more else (math.inf, *self._room[1:])
@@ -114,7 +115,8 @@ class Demand:
             self._turning = False
             sizes = [task.spec.num_nodes for task in exchange.claimed if task.spec.num_nodes <= self._turn_nodes]
             self._turn_nodes = min(sizes, default=1)  # the next turn is for smaller ones, or begins anew
-        if exchange.claimed or not self._asked_for_any:
+        if exchange.claimed or not self._asked_for_any or (asked and exchange.unserved is None):
+            # The last: what was ready a moment ago is with another launcher, which was claiming it just then.
             self._unserved = None
         if exchange.unserved is None or not self._asked_for_any:
             return

@@ -124,6 +124,17 @@ def test_block_that_can_run_nothing_says_so_after_a_while(block: Block) -> None:
     assert block.demand.unserved(200.0, 5.0) is None
 
 
+def test_task_that_another_block_was_claiming_just_then_is_no_reason_to_end(block: Block) -> None:
+    block.wishes()
+    block.learn(unserved=Unserved(7, 1, None), now=0.0)
+    block.learn(now=1.0)  # an exchange that asked for nothing has no news of it
+    assert block.demand.unserved(10.0, 5.0) == "task 7 has no place here"
+    block.demand.renew()
+    block.wishes()
+    block.learn(now=2.0)
+    assert block.demand.unserved(10.0, 5.0) is None
+
+
 def test_block_without_nodes_asks_for_nothing() -> None:
     assert Block(nodes=0).wishes() == []
 
