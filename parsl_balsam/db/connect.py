@@ -57,6 +57,8 @@ _DENIED_SIGNS = (
     "no pg_hba.conf entry",
     "is not permitted to log in",
     "permission denied for database",
+    "certificate verify failed",
+    "server does not support SSL",
 )
 _NO_SUCH_DATABASE = re.compile(r'(database|role) ".*" does not exist')
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, case, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from parsl_balsam.db.connect import Database, clock
+from parsl_balsam.db.connect import Database, clock, server_started
 from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, blocks, runs, workflows
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import ConfigurationError, WorkflowBusy, WorkflowLost
@@ -92,7 +92,7 @@ def begin_run(
                 run = _take_over(connection, workflow, parsl_run_id, driver, policy, lease_s, launch_order, block_rules)
                 # In the same transaction: a launcher that sees that it works for an earlier run leaves.
                 return _adopt(connection, run, adopts)
-            rest = holder.lease_until - connection.execute(select(clock())).scalar_one()
+            rest = holder.lives_until - connection.execute(select(clock())).scalar_one()
         same_host = holder.host_key == driver.host_key
         if same_host or (heard is not None and holder.lease_until != heard):
             raise WorkflowBusy(_busy(name, label, holder))
@@ -185,8 +185,13 @@ def _workflow(connection: Connection, name: str, label: str) -> Any:
 
 
 def _holder(connection: Connection, run_id: int | None) -> Any:
+    """Return the run that may still drive the workflow: it could not renew its lease while the server was away."""
+    could_renew = server_started(connection) + func.coalesce(runs.c.lease_s, 0.0)
+    lives_until = case((runs.c.lease_until > could_renew, runs.c.lease_until), else_=could_renew)
     return connection.execute(
-        select(runs).where(runs.c.id == run_id, runs.c.ended_at.is_(None), runs.c.lease_until > clock())
+        select(runs, lives_until.label("lives_until")).where(
+            runs.c.id == run_id, runs.c.ended_at.is_(None), lives_until > clock()
+        )
     ).first()
 
 
@@ -220,6 +225,7 @@ def _take_over(
             launch_order=launch_order,
             block_rules=block_rules,
             started_at=clock(),
+            lease_s=lease_s,
             lease_until=clock() + lease_s,
         )
         .returning(runs.c.id)

@@ -66,6 +66,7 @@ runs = Table(
     # The rules by which its blocks are requested, as JSON.
     Column("block_rules", Text),
     Column("started_at", Float, nullable=False),
+    Column("lease_s", Float),
     Column("lease_until", Float, nullable=False),
     Column("ended_at", Float),
 )

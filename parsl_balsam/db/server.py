@@ -165,7 +165,14 @@ class Server:
                     f"The server runs already {'with' if login.encrypted else 'without'} TLS: "
                     f"stop it first with `{self._command('stop')}`"
                 )
-            login.create_database()
+            try:
+                login.create_database()
+            except ServerError:
+                if self._runs(login):
+                    raise
+                # It was killed, and not yet gone when it was looked at.
+                login = self._launch(login, host or login.listen, login.encrypted if tls is None else tls)
+                login.create_database()
         return login.url()
 
     def stop(self) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from parsl_balsam.db.connect import Database
+from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.runs import Driver, Run, begin_run, end_run, renew_run
+from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import WorkflowBusy, WorkflowLost
 from parsl_balsam.model.retry import RetryPolicy
+from tests.conftest import new_database
 
 from .conftest import LIMIT_S, Campaign, Launcher, Story, check_invariants, column, rows, snapshot, state, wait_until
 
@@ -162,6 +166,7 @@ import sys
 from parsl_balsam.db.connect import open_database
 from parsl_balsam.db.runs import begin_run
 from parsl_balsam.db.drivers import is_dead, this_process
+from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import WorkflowBusy
 from parsl_balsam.model.retry import RetryPolicy
 
@@ -195,3 +200,20 @@ def test_one_of_three_processes_wins(database_url: str) -> None:
     finally:
         for process in processes:
             process.communicate(timeout=LIMIT_S)
+
+
+def test_driver_that_could_not_renew_while_the_server_was_away_has_its_chance(own_server: Server) -> None:
+    with new_database(own_server) as url:
+        with closing(open_database(url)) as database:
+            first = begin(database, ELSEWHERE, lease_s=2.0)
+            (until,) = column(database, "SELECT lease_until FROM runs")
+        own_server.stop()
+        wait_until(lambda: time.time() > until)  # the server's clock is this host's
+        own_server.start()
+        with closing(open_database(url)) as database:
+            attempt = Story(lambda: begin(database))
+            while attempt.is_alive():
+                renew_run(database, first.run_id, 0.5)
+            with pytest.raises(WorkflowBusy, match="process 4712 on login2"):
+                attempt.result()
+            check_invariants(database)

@@ -87,6 +87,7 @@ CREATE TABLE runs (
     launch_order TEXT,
     block_rules TEXT,
     started_at FLOAT NOT NULL,
+    lease_s FLOAT,
     lease_until FLOAT NOT NULL,
     ended_at FLOAT,
     PRIMARY KEY (id),
@@ -128,11 +129,11 @@ CREATE TABLE tasks (
     FOREIGN KEY(workflow_id) REFERENCES workflows (id)
 );
 
-CREATE INDEX tasks_by_block ON tasks (block_id) WHERE block_id IS NOT NULL;
+CREATE INDEX tasks_to_claim ON tasks (workflow_id, run_id, priority DESC, nodes DESC, id) WHERE state = 'ready';
 
 CREATE INDEX tasks_by_finish ON tasks (workflow_id, finish) WHERE finish IS NOT NULL;
 
-CREATE INDEX tasks_to_claim ON tasks (workflow_id, run_id, priority DESC, nodes DESC, id) WHERE state = 'ready';
+CREATE INDEX tasks_by_block ON tasks (block_id) WHERE block_id IS NOT NULL;
 
 CREATE TABLE blocks (
     id BIGSERIAL NOT NULL,
@@ -171,8 +172,8 @@ CREATE TABLE blocks (
     UNIQUE (tag)
 );
 
-CREATE INDEX blocks_by_lease ON blocks (lease_until) WHERE state = 'running';
-
 CREATE INDEX ix_blocks_workflow_id ON blocks (workflow_id);
+
+CREATE INDEX blocks_by_lease ON blocks (lease_until) WHERE state = 'running';
 
 INSERT INTO schema_version (version) VALUES (4);
