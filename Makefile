@@ -24,11 +24,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# How well tasks and blocks are packed: a simulation of up to 4,096 nodes, and four real Slurm nodes on this machine.
+# Every figure that this project claims, each beside what it is compared with: docs/benchmarks.md, in a quarter of an
+# hour. Nothing else should run meanwhile. The systems of [bench] are for information: it works without them.
 bench: $(VENV)/.test packages
-	$(BIN)/python benchmarks/placement.py
-	$(BIN)/python -m benchmarks.packing
-	$(BIN)/python -m benchmarks.utilisation
+	-$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # Without root or sudo the tests that need them are skipped, and say what to install.
 packages:

@@ -9,6 +9,8 @@ EXAMPLES = ["pyscf>=2.4", "matplotlib>=3.7"]
 # The wheel of MPICH 5 cannot be started by Slurm's PMI2.
 TEST = ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.90", "mpi4py>=4.1", "mpich>=4.3,<5"]
 DEV = ["mypy>=1.8", "ruff>=0.6", "types-psutil"]
+# Systems that benchmarks have beside ours.
+BENCH = ["hyperqueue>=0.20", "executorlib>=1.0"]
 
 setup(
     name="parsl-balsam",
@@ -38,6 +40,7 @@ setup(
         "postgres": POSTGRES,
         "examples": EXAMPLES,
         "test": POSTGRES + EXAMPLES + TEST,
+        "bench": POSTGRES + EXAMPLES + TEST + BENCH,
         "dev": POSTGRES + EXAMPLES + TEST + DEV,
     },
     entry_points={"console_scripts": ["parsl-balsam=parsl_balsam.cli.main:main"]},

@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from parsl_balsam.db.server import Server
 from tests.conftest import new_database, running_server
 from tests.slurm.checker import check_placements
 from tests.slurm.cluster import Cluster
@@ -47,15 +49,11 @@ def bound(work: list[tuple[dict[str, Any], float]]) -> float:
     return max(area / (NODES * CORES), wide)
 
 
-def main() -> None:
-    """Run the ensemble a few times and print each run's utilisation."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=1)
-    options = parser.parse_args()
-    with Cluster(nodes=NODES, cpus=CORES) as cluster, running_server() as server:
-        for seed in range(options.runs):
-            work = ensemble(options.tasks, seed)
+def measured(server: Server, tasks: int, runs: int) -> Iterator[tuple[float, float]]:
+    """Run an ensemble a few times; yield the lower bound of the makespan, and the makespan, seconds."""
+    with Cluster(nodes=NODES, cpus=CORES) as cluster:
+        for seed in range(runs):
+            work = ensemble(tasks, seed)
             with tempfile.TemporaryDirectory() as directory, new_database(server) as url:
                 with slurm_runs(cluster, url, Path(directory)) as load:
                     load()
@@ -64,7 +62,17 @@ def main() -> None:
                         call.result()
                 placed = check_placements(url, CORES)
                 makespan = max(p.ended_at for p in placed) - min(p.started_at for p in placed)
-            least = bound(work)
+            yield bound(work), makespan
+
+
+def main() -> None:
+    """Print each run's utilisation."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=1)
+    options = parser.parse_args()
+    with running_server() as server:
+        for least, makespan in measured(server, options.tasks, options.runs):
             print(
                 f"{options.tasks} tasks on {NODES} nodes of {CORES} cores: lower bound {least:.1f} s, "
                 f"makespan {makespan:.1f} s, utilisation {least / makespan:.3f}"
