@@ -46,8 +46,10 @@ def _together(setting: Setting, count: int) -> tuple[list[float], bool]:
             waiting.add(10_000 * seconds)
             waiting.analyze()
         run = waiting.run
-        start = time.time() + 1.0 + 0.3 * count  # all are there by then, even on two cores
-        arguments = [url, str(run.workflow_id), str(run.run_id), str(start), str(seconds)]
+        arguments = [url, str(run.workflow_id), str(run.run_id), str(seconds)]
         programs = [Program("claims.py", arguments, path) for _ in range(count)]
+        while len(list(path.glob("ready.*"))) < count and all(program.running for program in programs):
+            time.sleep(0.01)
+        (path / "go").touch()
         found = [program.finish() for program in programs]
     return [one["rate"] for one in found], any(one["dry"] for one in found)

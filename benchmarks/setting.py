@@ -118,6 +118,11 @@ class Program:
             self._command, cwd=path, env=_environment(path), stdout=self._output, stderr=self._errors
         )
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def finish(self) -> dict[str, Any]:
         """Wait for its end; return the JSON that it printed last."""
         with self._output, self._errors:
