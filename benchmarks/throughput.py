@@ -11,7 +11,10 @@ from benchmarks.setting import ProgramFailed, Setting, directory, run_program
 
 TITLES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "htex": "HighThroughputExecutor"}
 
-_OTHERS = ("hyperqueue", "executorlib")
+_ABOUT = {
+    "hyperqueue": "for information; nothing durable, and its client looks once a second whether a job is over",
+    "executorlib": "for information; nothing durable",
+}
 
 
 def python(setting: Setting) -> Iterator[Measure]:
@@ -70,7 +73,7 @@ def bash(setting: Setting) -> Iterator[Measure]:
 def others(setting: Setting) -> Iterator[Measure]:
     """Other systems, for information."""
     tasks = setting.many(500, 50)
-    for system in _OTHERS:
+    for system in _ABOUT:
         if importlib.util.find_spec(system) is None:
             yield skipped(system, "not installed; pip install '.[bench]'")
             continue
@@ -89,7 +92,7 @@ def others(setting: Setting) -> Iterator[Measure]:
         ):
             if kind in rounds[0]:
                 values = tuple(found[kind] for found in rounds)
-                yield Measure(f"{name}, {system}", unit, values, note="not durable; for information")
+                yield Measure(f"{name}, {system}", unit, values, note=_ABOUT[system])
 
 
 def of_sqlite(name: str, rates: dict[str, list[float]], less_is_better: bool = False) -> Iterator[Measure]:
