@@ -31,7 +31,7 @@ def describe(server: Server | None) -> dict[str, str]:
         "Parsl": _package("parsl"),
         "SQLAlchemy": _package("sqlalchemy"),
         "PostgreSQL": (server.status().version or _ABSENT) if server else _ABSENT,
-        "Slurm": _output(["sinfo", "--version"]).removeprefix("slurm-wlm ") or _ABSENT,
+        "Slurm": _output(["slurmctld", "-V"]).removeprefix("slurm-wlm ") or _ABSENT,
         "HyperQueue": _package("hyperqueue"),
         "executorlib": _package("executorlib"),
     }
