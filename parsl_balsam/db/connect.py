@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, func, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -22,6 +20,7 @@ from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, pass_point
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
+from parsl_balsam.db.sqlite import sqlite_engine
 from parsl_balsam.model.errors import (
     ConfigurationError,
     DatabaseDenied,
@@ -292,49 +291,9 @@ def resolve(where: str | Path) -> URL:
 
 
 def _connect(url: URL, create: bool, busy_s: float | None = None, connections: int = USUAL_CONNECTIONS) -> Database:
-    is_sqlite = url.get_backend_name() == "sqlite"
-    return Database(url, _sqlite_engine(url, create, busy_s) if is_sqlite else _postgres_engine(url, connections))
-
-
-def _sqlite_engine(url: URL, create: bool, busy_s: float | None) -> Engine:
-    path = Path(str(url.database))
-    try:
-        _check_file(path, create)
-    except OSError as error:
-        raise DatabaseDenied(f"cannot open the database file {path}: {error.strerror}") from None
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_S if busy_s is None else busy_s})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions are begun below, not by the sqlite3 module
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
-        read_only = connection.get_execution_options().get("balsam_read_only")
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _check_file(path: Path, create: bool) -> None:
-    # Made here and not by SQLite, so that nobody else can read it. An existing file is not opened, only looked at: to
-    # close any descriptor of it takes away the locks that other connections of this process hold.
-    if create and not path.exists():
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:  # another process was first
-            pass
-    path.stat()
-    if path.is_dir():
-        raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-    if not os.access(path, os.R_OK | (os.W_OK if create else 0), effective_ids=True):
-        raise PermissionError(EACCES, os.strerror(EACCES))
+    if url.get_backend_name() == "sqlite":
+        return Database(url, sqlite_engine(url, create, SQLITE_BUSY_S if busy_s is None else busy_s))
+    return Database(url, _postgres_engine(url, connections))
 
 
 def _postgres_engine(url: URL, connections: int) -> Engine:

@@ -121,7 +121,7 @@ def test_launcher_waits_for_a_connection(campaign: Campaign, account: Account) -
     gate = campaign.directory / "gate"
     (campaign.directory / "init").write_text(f"until [ -e '{gate}' ]; do sleep 0.02; done")
     script = campaign.start(campaign.write(SCRIPT))
-    until(lambda: "sleep 0.02" in " ".join(" ".join(process.cmdline()) for process in campaign.processes()))
+    until(lambda: campaign.processes("sleep 0.02"))
     account.allow(0)
     gate.touch()
     until(lambda: any("does not answer" in log.read_text() for log in campaign.directory.rglob("*.sh.err")))

@@ -41,7 +41,10 @@ def test_programs_end_with_those_who_started_them(campaign: Campaign, killed: st
     victims = {"launcher": [launcher], "agent": [agent], "worker": workers}
     for name in killed.split(" and "):
         for process in victims[name]:
-            process.kill()
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:  # its agent was killed before
+                pass
     until(lambda: not any(program.is_running() and program.status() != psutil.STATUS_ZOMBIE for program in programs))
     if "launcher" in killed:
         until(lambda: not campaign.processes())

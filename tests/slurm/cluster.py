@@ -123,8 +123,8 @@ class Cluster:
     @property
     def environ(self) -> dict[str, str]:
         """The environment for Slurm's and MPI's commands: that of this process, with this cluster and not another."""
-        # By a variable of ours tests find, and end, the processes of a run: the cluster's daemons are none of them.
-        others = ("SLURM_", "SLURMD_", "BALSAM_")
+        # By variables of ours tests find, and end, the processes of a run: the cluster's daemons are none of them.
+        others = ("SLURM_", "SLURMD_", "BALSAM_CAMPAIGN", "BALSAM_TEST_")
         own = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         return {**own, **_MPI, "PATH": PATH, "SLURM_CONF": str(self._directory / "slurm.conf")}
 

@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import make_url
 
 from parsl_balsam.db.schema import attempts, blocks
+from parsl_balsam.db.server import Server
 from parsl_balsam.launcher.invitation import Invitation
 from tests.campaigns import SiteCampaign, site_campaign
+from tests.conftest import new_database
 from tests.executor.parsl_runs import ParslRun, open_gate, wait_for, waiting
 from tests.exposure import files_with, seen_in_processes
 from tests.faults.conftest import until
@@ -68,17 +70,24 @@ def test_any_name_will_do(campaign: SiteCampaign, cluster: Cluster, tmp_path: Pa
     until(lambda: not cluster.jobs())
 
 
+@pytest.fixture
+def own_url(own_server: Server) -> Iterator[str]:
+    """A database whose password no other test has given to a command of Slurm, which remembers all words of jobs."""
+    with new_database(own_server) as url:
+        yield url
+
+
 def test_keys_of_agents_are_in_private_files_only(
-    slurm_run: Callable[..., ParslRun], cluster: Cluster, postgres_url: str, tmp_path: Path
+    slurm_run: Callable[..., ParslRun], cluster: Cluster, own_url: str, tmp_path: Path
 ) -> None:
-    run = slurm_run(provider=provider(2), label="agents")
+    run = slurm_run(provider=provider(2), label="agents", database=own_url)
     gate = tmp_path / "gate"
     holding = [command(waiting(gate)) for _ in range(3)]
     started = attempts.c.started_at.is_not(None)
     wait_for(lambda: len(run.rows(attempts, started)) == len(holding), "tasks on both nodes")
     (file,) = tmp_path.rglob("agents-*.json")
     secret = Invitation.read(file).client_secret
-    password = str(make_url(postgres_url).password)
+    password = str(make_url(own_url).password)
     assert (len(secret), len(password)) == (40, 43)
     # Agents wait for work, srun holds its step, workers run what it is for.
     assert seen_in_processes([secret, password]) == []

@@ -1,0 +1,86 @@
+"""Connections to an SQLite file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from errno import EACCES, EISDIR
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from parsl_balsam.model.errors import DatabaseDenied
+
+#: How soon to try again where SQLite itself does not wait, seconds.
+_AGAIN_S = 0.01
+
+
+def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
+    """Return what makes connections to a file.
+
+    Parameters
+    ----------
+    create
+        Whether a missing file is made.
+    busy_s
+        How long a statement waits for another process that writes, seconds.
+
+    Raises
+    ------
+    DatabaseDenied
+        If the file cannot be opened.
+    """
+    path = Path(str(url.database))
+    try:
+        _check_file(path, create)
+    except OSError as error:
+        raise DatabaseDenied(f"cannot open the database file {path}: {error.strerror}") from None
+    engine = create_engine(url, connect_args={"timeout": busy_s})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions are begun below, not by the sqlite3 module
+        cursor = connection.cursor()
+        _use_wal(cursor, busy_s)
+        # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
+        read_only = connection.get_execution_options().get("balsam_read_only")
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _check_file(path: Path, create: bool) -> None:
+    # Made here and not by SQLite, so that nobody else can read it. An existing file is not opened, only looked at: to
+    # close any descriptor of it takes away the locks that other connections of this process hold.
+    if create and not path.exists():
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:  # another process was first
+            pass
+    path.stat()
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+    if not os.access(path, os.R_OK | (os.W_OK if create else 0), effective_ids=True):
+        raise PermissionError(EACCES, os.strerror(EACCES))
+
+
+def _use_wal(cursor: sqlite3.Cursor, patience_s: float) -> None:
+    # Of several processes that change the mode of a new file at the same time, all but one are told at once that it is
+    # locked: SQLite does not wait here, whatever its timeout.
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
+                raise
+        time.sleep(_AGAIN_S)
