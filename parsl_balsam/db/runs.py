@@ -86,6 +86,7 @@ def begin_run(
     heard: float | None = None
     while True:
         with database.begin("begin_run") as connection:
+            _lock_blocks(connection, name, label)
             workflow = _workflow(connection, name, label)
             holder = _holder(connection, workflow.current_run)
             if holder is None or is_dead(_driver(holder)):
@@ -163,6 +164,18 @@ def end_run(database: Database, run_id: int) -> None:
     """Record that a run is over."""
     with database.begin("end_run") as connection:
         connection.execute(runs.update().where(runs.c.id == run_id, runs.c.ended_at.is_(None)).values(ended_at=clock()))
+
+
+def _lock_blocks(connection: Connection, name: str, label: str) -> None:
+    # Before the workflow's row: launchers lock their block's row first and the workflow's last, and whoever did it the
+    # other way round would wait for them in a circle.
+    connection.execute(
+        select(blocks.c.id)
+        .join(workflows, workflows.c.id == blocks.c.workflow_id)
+        .where(workflows.c.name == name, workflows.c.label == label, IS_OPEN)
+        .order_by(blocks.c.id)
+        .with_for_update(of=blocks)
+    )
 
 
 def _workflow(connection: Connection, name: str, label: str) -> Any:

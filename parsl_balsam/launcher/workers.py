@@ -36,6 +36,7 @@ class _Worker:
     channel: Channel
     capture: Capture
     functions: RecentlyUsed = field(default_factory=RecentlyUsed)
+    cores: tuple[int, ...] = ()  #: of its last task
     task: Start | None = None
     until: float | None = None  #: when its task is to be killed, on the monotonic clock
     verdict: Ended | None = None  #: what to report once it is dead, where the agent killed it
@@ -87,15 +88,24 @@ class Workers:
 
     def start(self, start: Start) -> None:
         """Run a task whose function is known."""
-        chosen = self._idle.pop() if self._idle else self._fork()
+        chosen = self._idle_on(start.cores) or self._fork()
         known = chosen.functions.use(start.function)
         chosen.task = start
+        chosen.cores = start.cores
         chosen.until = None if start.timeout_s is None else time.monotonic() + start.timeout_s
         self._by_task[start.task_id] = chosen
         try:
-            chosen.channel.send(replace(start, body=None if known else self._bodies[start.function]))
+            body = None if known else self._bodies[start.function]
+            chosen.channel.send(start if start.body is body else replace(start, body=body))
         except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
             pass
+
+    def _idle_on(self, cores: tuple[int, ...]) -> _Worker | None:
+        """Return an idle worker, if there is one; best one that is bound to these cores: to bind one takes time."""
+        for place in range(len(self._idle) - 1, -1, -1):
+            if self._idle[place].cores == cores:
+                return self._idle.pop(place)
+        return self._idle.pop() if self._idle else None
 
     def kill(self, task_id: int, outcome: Outcome, error: str, *, gently: bool = True) -> None:
         """End a task. Its end is reported when it is gone.

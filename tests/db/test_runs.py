@@ -17,9 +17,23 @@ from parsl_balsam.db.runs import Driver, Run, begin_run, end_run, renew_run
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import WorkflowBusy, WorkflowLost
 from parsl_balsam.model.retry import RetryPolicy
+from parsl_balsam.model.states import Outcome
 from tests.conftest import new_database
 
-from .conftest import LIMIT_S, Campaign, Launcher, Story, check_invariants, column, rows, snapshot, state, wait_until
+from .conftest import (
+    LIMIT_S,
+    Campaign,
+    Launcher,
+    Story,
+    check_invariants,
+    column,
+    paused_before,
+    rows,
+    snapshot,
+    state,
+    wait_until,
+    wait_until_blocked,
+)
 
 HERE = Driver("login1", "login1 boot", 4711, 0.0)
 ELSEWHERE = Driver("login2", "login2 boot", 4712, 0.0)
@@ -169,6 +183,7 @@ from parsl_balsam.db.drivers import is_dead, this_process
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import WorkflowBusy
 from parsl_balsam.model.retry import RetryPolicy
+from parsl_balsam.model.states import Outcome
 
 print("ready", flush=True)
 url = sys.stdin.readline().strip()
@@ -217,3 +232,22 @@ def test_driver_that_could_not_renew_while_the_server_was_away_has_its_chance(ow
             with pytest.raises(WorkflowBusy, match="process 4712 on login2"):
                 attempt.result()
             check_invariants(database)
+
+
+def test_takeover_and_report_do_not_wait_for_each_other(postgres_database: Database, empty_postgres_url: str) -> None:
+    campaign = Campaign(postgres_database)
+    task = campaign.task()
+    launcher = Launcher(campaign)
+    claimed = launcher.begin()
+    with closing(open_database(empty_postgres_url)) as other:
+        named = {"name": "campaign", "label": "balsam", "adopts": lambda _: True}
+        with paused_before(postgres_database, "UPDATE workflows") as pause:
+            report = Story(lambda: launcher.end(claimed, Outcome.DONE))
+            pause.wait_until_reached()
+            takeover = Story(lambda: begin(other, dead=is_dead, **named))
+            wait_until_blocked(other)
+            pause.go_on()
+            report.result()
+            assert [job.block_id for job in takeover.result().adopted] == [launcher.block_id]
+    assert state(postgres_database, task) == "done"
+    check_invariants(postgres_database)

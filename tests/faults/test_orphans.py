@@ -5,6 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
+from tests.executor.parsl_runs import is_alive
 from tests.faults.conftest import Campaign, until
 
 STARTS_PROGRAMS = """
@@ -45,6 +46,6 @@ def test_programs_end_with_those_who_started_them(campaign: Campaign, killed: st
                 process.kill()
             except psutil.NoSuchProcess:  # its agent was killed before
                 pass
-    until(lambda: not any(program.is_running() and program.status() != psutil.STATUS_ZOMBIE for program in programs))
+    until(lambda: not any(is_alive(program.pid) for program in programs))
     if "launcher" in killed:
         until(lambda: not campaign.processes())
