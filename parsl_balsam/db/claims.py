@@ -246,10 +246,15 @@ class ClaimStore:
         }
         connection.execute(
             _INSERT_ATTEMPTS,
-            [{"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": at} for row in rows],
+            [
+                {"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": row.claimed_at}
+                for row in rows
+            ],
         )
         write_events(
-            connection, self._who, [Change(row.id, TaskState.ASSIGNED, at, f"attempt {row.attempts}") for row in rows]
+            connection,
+            self._who,
+            [Change(row.id, TaskState.ASSIGNED, row.claimed_at, f"attempt {row.attempts}") for row in rows],
         )
         return [
             ClaimedTask(
@@ -382,6 +387,8 @@ _CLAIM = (
         tasks.c.stderr,
         tasks.c.priority,
         tasks.c.nodes,
+        # Not when the transaction began: the attempt before may have ended since.
+        clock().label("claimed_at"),
     )
 )
 
