@@ -152,9 +152,10 @@ class Server:
         self._require_init()
         with self._locked():
             login = self._login()
+            how = host or login.listen, login.encrypted if tls is None else tls
             if not self._runs(login):
                 self._refuse_running_elsewhere(login)
-                login = self._launch(login, host or login.listen, login.encrypted if tls is None else tls)
+                login = self._launch(login, *how)
             elif host not in (None, login.listen, login.host):
                 raise ServerError(
                     f"The server runs already and listens on {login.listen}, not on {host}: "
@@ -171,7 +172,7 @@ class Server:
                 if self._runs(login):
                     raise
                 # It was killed, and not yet gone when it was looked at.
-                login = self._launch(login, host or login.listen, login.encrypted if tls is None else tls)
+                login = self._launch(login, *how)
                 login.create_database()
         return login.url()
 

@@ -14,7 +14,6 @@ from parsl_balsam.db.outage import until_it_answers
 from parsl_balsam.db.private import read_private
 from parsl_balsam.launcher.block import prepare
 from parsl_balsam.launcher.launcher import run_block
-from parsl_balsam.launcher.rank_files import forget_forbidden
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
 
@@ -45,7 +44,6 @@ def main() -> int:
             abandon_block(database, block_id, str(error))
             raise
         run_block(order, database, block_id, parts)
-        forget_forbidden(Path(parts.site.directory), parts.site.mark)
     except (BalsamError, LeaseLost, OSError) as error:
         print(f"launcher of block {block_id}: {error}", file=sys.stderr)
         return 1

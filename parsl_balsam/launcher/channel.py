@@ -9,6 +9,7 @@ from collections import OrderedDict, deque
 from typing import Any
 
 from parsl_balsam.model.errors import BadMessage
+from parsl_balsam.model.payload import text_of
 
 #: No message is longer, bytes: more than a function and its arguments, or a result, can be in any database.
 LONGEST = 1 << 32
@@ -162,7 +163,7 @@ def unpickled(data: bytes | bytearray | memoryview) -> Any:
     try:
         return pickle.loads(data)
     except BaseException as error:  # a pickle can make anything be raised, SystemExit too
-        return BadMessage(f"{len(data)} bytes cannot be unpickled: {type(error).__name__}: {_text(error)}")
+        return BadMessage(f"{len(data)} bytes cannot be unpickled: {type(error).__name__}: {text_of(error)[:_SHOWN]}")
 
 
 def complaint(message: object) -> str:
@@ -174,13 +175,6 @@ def _no_head(mark: bytes, length: int) -> BadMessage:
     if mark != _START:
         return BadMessage(f"no message starts with {mark!r}")
     return BadMessage(f"a message of {length} bytes is longer than any: the limit is {LONGEST}")
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)[:_SHOWN]
-    except BaseException as unprintable:
-        return f"its text cannot be had: {type(unprintable).__name__}"
 
 
 class RecentlyUsed:

@@ -9,6 +9,7 @@ import selectors
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from parsl_balsam.db.blocks import close_block, open_block
 from parsl_balsam.db.connect import Database
@@ -25,6 +26,7 @@ from parsl_balsam.launcher.messages import LEASE_SHARE, Hello
 from parsl_balsam.launcher.outbox import Outbox
 from parsl_balsam.launcher.placement import Queue
 from parsl_balsam.launcher.processes import inherit_orphans
+from parsl_balsam.launcher.rank_files import forget_forbidden
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.launcher.tenure import Tenure
 from parsl_balsam.launcher.term import Term
@@ -209,7 +211,7 @@ class Launcher:
         """Return how long to sleep if nothing happens, seconds."""
         now = time.monotonic()
         due = [now + self._order.lease_s, self._agents.look_at(), self._tenure.look_at(), self._ends.look_at()]
-        if (left := self._time_left(now)) is not None:
+        if (left := self._term.time_left(now)) is not None:
             due.append(now + left)
         if self._gathering(now):
             due.append(self._began + _GATHER_S)
@@ -228,13 +230,10 @@ class Launcher:
         """Tell whether nodes are still awaited before anything starts."""
         return bool(self._agents.expected) and self._nodes_have_agents and now < self._began + _GATHER_S
 
-    def _time_left(self, now: float) -> float | None:
-        return self._term.time_left(now)
-
     def _place(self, now: float) -> None:
         if not self._queue or not self._space.free_cores or self._gathering(now) or self._tenure.over(now):
             return
-        for task_id, shares in self._queue.place(now, self._time_left(now)):
+        for task_id, shares in self._queue.place(now, self._term.time_left(now)):
             claimed = self._claimed.pop(task_id)
             try:
                 self._attempts.begin(claimed.task, claimed.body, shares, now)
@@ -251,7 +250,7 @@ class Launcher:
             return
         if renewing:
             self._release_unfit(now)
-        left = self._time_left(now)
+        left = self._term.time_left(now)
         wishes: list[Wish] = []
         if not self._gathering(now):
             largest = self._attempts.largest() if renewing else 0
@@ -322,7 +321,7 @@ class Launcher:
 
     def _release_unfit(self, now: float) -> None:
         """Give back what can no longer start here."""
-        for task_id, why in self._queue.unfit(self._time_left(now)):
+        for task_id, why in self._queue.unfit(self._term.time_left(now)):
             self._queue.remove(task_id)
             task = self._claimed.pop(task_id).task
             self._releases.append(Release(task_id, task.token, f"given back: {why}"))
@@ -406,6 +405,7 @@ def run_block(order: LaunchOrder, database: Database, block_id: int, parts: Bloc
     """Run a block from its first claim to its end."""
     try:
         Launcher(order, database, block_id, parts).run()
+        forget_forbidden(Path(parts.site.directory), parts.site.mark)
     except DatabaseUnavailable:
         logger.exception("block %d ends; what it leaves in %s is recorded after its lease", block_id, order.directory)
         raise

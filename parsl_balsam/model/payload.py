@@ -58,7 +58,7 @@ def decode(data: bytes) -> Any:
         return pickle.loads(data)
     except BaseException as error:
         raise UnreadablePayload(
-            f"{len(data)} stored bytes cannot be read back here: {type(error).__name__}: {_text(error)}"
+            f"{len(data)} stored bytes cannot be read back here: {type(error).__name__}: {text_of(error)}"
         ) from error
 
 
@@ -96,7 +96,8 @@ class _Dilled:
         return dill.loads, (self._data,)
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Return what an exception says, whatever its class may raise when it is asked."""
     try:
         return str(error)
     except BaseException as unprintable:  # it is the user's class
