@@ -122,6 +122,7 @@ class Launcher:
             self._agents.open(self._selector)
             self._selector.register(self._bell, selectors.EVENT_READ, self._bell.silence)
             self._ledger.start()
+            self._idle_since = time.monotonic()  # to open the block may have taken long
             while not self._over():
                 self._act()
                 self._turn(self._pause())
@@ -180,9 +181,13 @@ class Launcher:
                 self.stop("a later run drives the workflow")
             elif why := self._demand.unserved(now, _UNSERVED_S):
                 self.stop(f"it can start nothing more: {why}")
-            elif self._space.nodes and now - self._idle_since >= self._order.idle_timeout_s:
+            elif not self._expects(now) and now - self._idle_since >= self._order.idle_timeout_s:
                 self.stop(f"no work for {self._order.idle_timeout_s:g} s")
         return self._term.over is not None
+
+    def _expects(self, now: float) -> bool:
+        """Tell whether something is awaited that may bring work."""
+        return self._ledger.changed or not self._space.nodes or self._gathering(now)
 
     def _holds_tasks(self) -> bool:
         return bool(self._claimed or self._attempts or self._ends or self._releases)
@@ -204,7 +209,7 @@ class Launcher:
         self._place(now)
         if not self._asking:
             self._exchange(now)
-        if self._holds_tasks() or not self._space.nodes or self._gathering(now):
+        if self._holds_tasks() or self._expects(now):
             self._idle_since = now
 
     def _pause(self) -> float:

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import select
 
@@ -80,6 +82,14 @@ def rows(url: str, *columns: object) -> list[tuple[object, ...]]:
         return [tuple(row) for row in connection.execute(select(*columns))]  # type: ignore[call-overload]
 
 
+def agents_of(launcher: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(launcher).children():
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if "parsl_balsam.launcher.agent" in process.cmdline() else []
+    return found
+
+
 def test_tasks_run_without_their_script(
     left_by_script: Callable[..., str], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -91,8 +101,27 @@ def test_tasks_run_without_their_script(
     assert launcher.returncode == 0, output
     assert "2 nodes (local)" in output
     assert "has ended: no work for 0.2 s" in output
-    assert rows(url, tasks.c.state) == [("done",)] * 4
+    assert rows(url, tasks.c.state) == [("done",)] * 4, output
     assert rows(url, blocks.c.nodes, blocks.c.cores_per_node, blocks.c.state) == [(2, 1, "ended")]
+
+
+def test_waiting_for_a_node_is_not_idle(
+    left_by_script: Callable[..., str], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    url = left_by_script("balsam")
+    for number in range(4):
+        (tmp_path / f"gate{number}").touch()
+    launcher = start("scan", "--database", url, "--nodes", "2", "--idle-timeout", "0.2")
+    late = wait_for(lambda: agents_of(launcher.pid)[1:], "its agents")[0]
+    late.suspend()
+    try:
+        wait_for(lambda: rows(url, blocks.c.nodes) != [(None,)], "one node to be there")
+        time.sleep(0.5)  # longer than it may be idle
+    finally:
+        late.resume()
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, output
+    assert rows(url, tasks.c.state) == [("done",)] * 4, output
 
 
 def test_ctrl_c_costs_nothing(left_by_script: Callable[..., str], start: Callable[..., subprocess.Popen[str]]) -> None:
