@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from parsl_balsam.launcher.channel import Channel, complaint
 from parsl_balsam.launcher.curve import Line, reachable
 from parsl_balsam.launcher.invitation import Invitation
+from parsl_balsam.launcher.lanes import Lanes
 from parsl_balsam.launcher.messages import (
     LEASE_SHARE,
     MARK,
@@ -34,6 +35,8 @@ from parsl_balsam.launcher.messages import (
     Hello,
     Kill,
     Lease,
+    Recall,
+    Returned,
     Start,
 )
 from parsl_balsam.launcher.mpi import rank_of_environment
@@ -101,6 +104,7 @@ class Agent:
             keep_out.append(line.close)
         # The other kind must not be touched after a fork: the thread that serves it is not there.
         self._workers = Workers(self._selector, self._report, keep_out)
+        self._lanes: Lanes[tuple[Start, bytes | None]] = Lanes()
         self._terminated = False  # the batch job is being ended
         self._dismissed = False
         self._expired = False  # the lease is over, and all tasks were told to end
@@ -163,6 +167,12 @@ class Agent:
         self._terminated = True
 
     def _report(self, ended: Ended) -> None:
+        """Tell the launcher of an end, and begin what was sent ahead for the cores that are free now."""
+        self._tell(ended)
+        if (following := self._lanes.end(ended.task_id)) is not None:
+            self._begin(*following)
+
+    def _tell(self, ended: Ended) -> None:
         if ended.outcome is not Outcome.DONE and self._terminated:
             ended = replace(ended, outcome=Outcome.ENDED, payload=None, error="stopped: the batch job is being ended")
         elif ended.outcome in (Outcome.CRASH, Outcome.EXIT) and _looks_terminated(ended):
@@ -183,7 +193,11 @@ class Agent:
             if isinstance(message, Start):
                 self._start(message)
             elif isinstance(message, Kill):
-                self._workers.kill(message.task_id, message.outcome, message.why)
+                self._kill(message)
+            elif isinstance(message, Recall):
+                if self._lanes.waits(message.task_id):
+                    self._lanes.end(message.task_id)
+                    self._line.post(Returned(message.task_id))
             elif isinstance(message, Clean):
                 self._cleaning[message.task_id] = message.mark
                 self._clean_at = 0.0
@@ -197,12 +211,25 @@ class Agent:
                 raise BadMessage(complaint(message))
 
     def _start(self, start: Start) -> None:
-        self._workers.learn(start)
+        body = self._workers.learn(start)
+        if start.behind and self._lanes.busy(start.cores):
+            self._lanes.line_up(start.cores, start.task_id, (start, body))
+        else:
+            self._lanes.begin(start.cores, start.task_id)
+            self._begin(start, body)
+
+    def _begin(self, start: Start, body: bytes | None) -> None:
         if time.monotonic() >= self._lease_until:
             # It was on its way while nothing was heard of the launcher, who takes it for lost.
-            self._line.post(Ended(start.task_id, Outcome.ENDED, error="it came after the end of the launcher's lease"))
+            self._report(Ended(start.task_id, Outcome.ENDED, error="it came after the end of the launcher's lease"))
         else:
-            self._workers.start(start)
+            self._workers.start(start, body)
+
+    def _kill(self, order: Kill) -> None:
+        if self._lanes.waits(order.task_id):
+            self._report(Ended(order.task_id, order.outcome, error=order.why))
+        else:
+            self._workers.kill(order.task_id, order.outcome, order.why)
 
     def _care(self) -> None:
         """Do what is due by the clock."""

@@ -12,7 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from parsl_balsam.launcher.channel import Channel, complaint
-from parsl_balsam.launcher.messages import LEASE_SHARE, PROTOCOL, Beat, Cleaned, Died, Ended, Farewell, Hello, Lease
+from parsl_balsam.launcher.messages import (
+    LEASE_SHARE,
+    PROTOCOL,
+    Beat,
+    Cleaned,
+    Died,
+    Ended,
+    Farewell,
+    Hello,
+    Lease,
+    Returned,
+)
 from parsl_balsam.launcher.processes import sweep_all
 
 _OTHER_VERSION = (
@@ -27,7 +38,7 @@ END_S = 5.0
 _DIED = "its agent died"
 
 #: What agents say.
-_SAID = frozenset({Beat, Cleaned, Died, Ended, Hello})
+_SAID = frozenset({Beat, Cleaned, Died, Ended, Hello, Returned})
 
 
 class Agents(ABC):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 from parsl_balsam.launcher.agents import Agents
 from parsl_balsam.launcher.channel import RecentlyUsed
-from parsl_balsam.launcher.messages import Clean, Cleaned, Ended, Kill, Ranks, Start
+from parsl_balsam.launcher.lanes import Lanes
+from parsl_balsam.launcher.messages import Clean, Cleaned, Ended, Kill, Ranks, Recall, Returned, Start
+from parsl_balsam.launcher.pace import PATIENCE_S
 from parsl_balsam.launcher.parallel import MpiSite, ranks_of
 from parsl_balsam.launcher.rank_files import forbid
 from parsl_balsam.launcher.space import Space
@@ -19,13 +23,15 @@ from parsl_balsam.model.tasks import AttemptStart, ClaimedTask
 
 @dataclass(slots=True)
 class Running:
-    """An attempt that has a process, or had one a moment ago."""
+    """An attempt that has a process, or had one a moment ago, or that its agent starts without being told again."""
 
     task: ClaimedTask
     shares: tuple[Share, ...]
     home: str  #: the node whose agent has the task's first process
-    since: float  #: on the monotonic clock
+    since: float  #: when it began, or was sent ahead, on the monotonic clock
+    began: bool = True  #: False while it waits behind another
     ranks: Ranks | None = None
+    body: bytes | None = None  #: its function, while it may come back
     recorded: bool = False  #: whether its start is
     blamed: str | None = None  #: the node that was lost under it
     ended: Ended | None = None
@@ -40,6 +46,8 @@ class Running:
 class Attempts:
     """Starts tasks on their nodes, and frees the nodes when nothing of a task is left there.
 
+    A short task is sent ahead to the agent of one that has just what it needs, so that no time is lost between them.
+
     Parameters
     ----------
     home
@@ -52,16 +60,20 @@ class Attempts:
         self._site = site
         self._home = home
         self._running: dict[int, Running] = {}
+        self._ahead: dict[int, Running] = {}  # those that have not begun, the oldest first
+        self._called_back: set[int] = set()  # of these
+        self._lanes: Lanes[Running] = Lanes()
+        self._fresh: list[Running] = []
         self._sent: dict[str, RecentlyUsed] = {}
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._ahead)
 
     def __contains__(self, task_id: int) -> bool:
-        return task_id in self._running
+        return task_id in self._running or task_id in self._ahead
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._running)
+        return chain(self._running, self._ahead)
 
     def largest(self) -> int:
         """Return the cores of the largest, on all its nodes."""
@@ -80,12 +92,25 @@ class Attempts:
             It has several ranks, and there is no MPI launcher for them.
         """
         ranks = ranks_of(self._site, task, shares, self._space.nodes)
-        first = shares[0]
-        home = self._home or first.node
-        sent = self._sent.setdefault(home, RecentlyUsed())
-        self._running[task.task_id] = Running(task, shares, home, now, ranks)
+        running = Running(task, shares, self._home or shares[0].node, now, ranks=ranks)
+        self._running[task.task_id] = running
+        if ranks is None and not shares[0].gpus:
+            self._lanes.begin(_lane(running), task.task_id)
+            self._fresh.append(running)
+        self._send(running, body)
+
+    def send_ahead(self, task: ClaimedTask, body: bytes, first: Running, now: float) -> None:
+        """Let a task start as soon as another one, and those sent ahead before, leave it their cores."""
+        running = Running(task, first.shares, first.home, now, began=False, body=body)
+        self._ahead[task.task_id] = running
+        self._lanes.line_up(_lane(first), task.task_id, running)
+        self._send(running, body)
+
+    def _send(self, running: Running, body: bytes) -> None:
+        task, first = running.task, running.shares[0]
+        sent = self._sent.setdefault(running.home, RecentlyUsed())
         self._agents.post(
-            home,
+            running.home,
             Start(
                 task.task_id,
                 task.number,
@@ -96,24 +121,52 @@ class Attempts:
                 task.payload,
                 task.spec.timeout_s,
                 task.stderr,
-                tuple(share.node for share in shares),
+                tuple([share.node for share in running.shares]),
                 first.gpus,
-                ranks,
+                running.ranks,
+                not running.began,
             ),
         )
 
+    def fresh(self) -> list[tuple[Running, int]]:
+        """Return the tasks behind which others can be sent that have begun since the last time; and how many are."""
+        fresh = [running for running in self._fresh if running.ended is None]
+        self._fresh.clear()
+        return [(running, self._lanes.length(running.task.task_id)) for running in fresh]
+
+    def call_back(self, now: float) -> None:
+        """Ask for the tasks that have waited longer than they were to."""
+        for task_id, running in self._ahead.items():
+            if now < running.since + PATIENCE_S:
+                return
+            if task_id not in self._called_back:
+                self._called_back.add(task_id)
+                self._agents.post(running.home, Recall(task_id))
+
+    def look_at(self) -> float:
+        """Return when `call_back` may have something to do, on the monotonic clock."""
+        waiting = (running.since for task_id, running in self._ahead.items() if task_id not in self._called_back)
+        return next(waiting, math.inf) + PATIENCE_S
+
     def stop(self, task_id: int, outcome: Outcome, why: str) -> None:
-        """End an attempt, if it is under way."""
-        running = self._running.get(task_id)
+        """End an attempt, if it is under way or is to begin."""
+        running = self._running.get(task_id) or self._ahead.get(task_id)
         if running is not None and running.ended is None:
             self._agents.post(running.home, Kill(task_id, outcome, why))
 
     def hear(self, node: str, message: object, now: float) -> list[Running]:
-        """Take note of what an agent says; return the attempts that are over, whose nodes are free now."""
+        """Take note of what an agent says; return the attempts that are over, whose nodes are free now.
+
+        One that came back, and has not begun, has no `ended`.
+        """
         if isinstance(message, Ended):
-            running = self._running.get(message.task_id)
+            running = self._running.get(message.task_id) or self._ahead.get(message.task_id)
             if running is not None and running.home == node and running.ended is None:
                 return self._end(running, message, now)
+        elif isinstance(message, Returned):
+            ahead = self._ahead.get(message.task_id)
+            if ahead is not None and ahead.home == node:
+                return self._free(ahead)
         elif isinstance(message, Cleaned):
             running = self._running.get(message.task_id)
             if running is not None and node in running.unclean:
@@ -124,7 +177,7 @@ class Attempts:
         """Take note that a node's agent is gone; return the attempts that are over, whose other nodes are free now."""
         self._sent.pop(node, None)
         over: list[Running] = []
-        for running in list(self._running.values()):
+        for running in [*self._ahead.values(), *self._running.values()]:
             if running.unclean:
                 if node in running.unclean:
                     over += self._clean(running, node, now)
@@ -159,8 +212,35 @@ class Attempts:
         return [] if running.unclean else self._free(running)
 
     def _free(self, running: Running) -> list[Running]:
-        del self._running[running.task.task_id]
-        self._space.give_back(running.task.task_id)
+        following = self._lanes.end(running.task.task_id)
+        task_id = running.task.task_id
+        if not running.began:
+            del self._ahead[task_id]
+            self._called_back.discard(task_id)
+            return [running]
+        del self._running[task_id]
+        if following is None:
+            self._space.give_back(task_id)
+        else:
+            self._follow(running, following)
         if running.ranks is not None and running.ended is not None and running.ended.outcome is not Outcome.DONE:
             shutil.rmtree(running.ranks.scratch, ignore_errors=True)  # its worker, killed, has not done it
         return [running]
+
+    def _follow(self, over: Running, following: Running) -> None:
+        """Take note that the agent of a task has begun the next one on its cores."""
+        task_id = following.task.task_id
+        del self._ahead[task_id]
+        self._called_back.discard(task_id)
+        following.began = True
+        following.body = None
+        following.since = over.ended_at
+        self._running[task_id] = following
+        walltime_min = following.task.spec.walltime_min
+        until = None if walltime_min is None else following.since + walltime_min * 60
+        self._space.hand_over(over.task.task_id, task_id, until)
+        self._fresh.append(following)
+
+
+def _lane(running: Running) -> tuple[str, tuple[int, ...]]:
+    return running.home, running.shares[0].cores

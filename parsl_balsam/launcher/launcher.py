@@ -24,6 +24,7 @@ from parsl_balsam.launcher.demand import Demand
 from parsl_balsam.launcher.ledger import Answer, Ledger, Request
 from parsl_balsam.launcher.messages import LEASE_SHARE, Hello
 from parsl_balsam.launcher.outbox import Outbox
+from parsl_balsam.launcher.pace import Pace
 from parsl_balsam.launcher.placement import Queue
 from parsl_balsam.launcher.processes import inherit_orphans
 from parsl_balsam.launcher.rank_files import forget_forbidden
@@ -86,6 +87,7 @@ class Launcher:
         self._queue = Queue(self._space)
         self._attempts = Attempts(self._agents, self._space, parts.site, parts.home)
         self._demand = Demand(self._space, self._queue, parallel=order.job_mode is not JobMode.SERIAL)
+        self._pace = Pace()
         self._signer = Signer(bytes.fromhex(order.key))
         self._claimed: dict[int, _Claimed] = {}
         self._ends = Outbox(order.directory, block_id)
@@ -166,7 +168,10 @@ class Launcher:
                     self._idle_since = now  # without nodes it was not idle
             else:
                 for running in self._attempts.hear(node, message, now):
-                    self._collect(running)
+                    if running.ended is not None:
+                        self._collect(running)
+                    elif running.body is not None:  # it came back
+                        self._line_up(running.task, running.body, now)
         for node, why in self._agents.lost():
             self._lose(node, why, now)
 
@@ -215,7 +220,8 @@ class Launcher:
     def _pause(self) -> float:
         """Return how long to sleep if nothing happens, seconds."""
         now = time.monotonic()
-        due = [now + self._order.lease_s, self._agents.look_at(), self._tenure.look_at(), self._ends.look_at()]
+        parts = (self._agents, self._attempts, self._tenure, self._ends)
+        due = [now + self._order.lease_s, *(part.look_at() for part in parts)]
         if (left := self._term.time_left(now)) is not None:
             due.append(now + left)
         if self._gathering(now):
@@ -236,15 +242,26 @@ class Launcher:
         return bool(self._agents.expected) and self._nodes_have_agents and now < self._began + _GATHER_S
 
     def _place(self, now: float) -> None:
-        if not self._queue or not self._space.free_cores or self._gathering(now) or self._tenure.over(now):
+        self._attempts.call_back(now)
+        if self._gathering(now) or self._tenure.over(now):
             return
-        for task_id, shares in self._queue.place(now, self._term.time_left(now)):
+        left = self._term.time_left(now)
+        for task_id, shares in self._queue.place(now, left) if self._queue and self._space.free_cores else ():
             claimed = self._claimed.pop(task_id)
             try:
                 self._attempts.begin(claimed.task, claimed.body, shares, now)
             except ImpossibleTask as error:
                 self._space.give_back(task_id)
                 self._refuse(claimed.task, str(error))
+
+        depth = self._pace.depth()
+        for first, behind in self._attempts.fresh():
+            for _ in range(behind, depth):
+                if (following := self._queue.next_like(first.task.spec, left)) is None:
+                    break
+                self._queue.start(following)
+                claimed = self._claimed.pop(following)
+                self._attempts.send_ahead(claimed.task, claimed.body, first, now)
 
     def _exchange(self, now: float) -> None:
         """Tell the database what happened and ask for more, if there is reason to."""
@@ -308,10 +325,13 @@ class Launcher:
             if reason := task.flaw or self._space.impossible(task.spec):
                 self._refuse(task, f"no node of this block could run the task: {reason}")
             else:
-                self._claimed[task.task_id] = _Claimed(task, body)
-                self._queue.add(task.task_id, task.spec, now)
+                self._line_up(task, body, now)
         for task_id in exchange.cancelled:
             self._cancel(task_id)
+
+    def _line_up(self, task: ClaimedTask, body: bytes, now: float) -> None:
+        self._claimed[task.task_id] = _Claimed(task, body)
+        self._queue.add(task.task_id, task.spec, now)
 
     def _refuse(self, task: ClaimedTask, why: str) -> None:
         self._ends.append(AttemptEnd(task.task_id, task.number, task.token, Outcome.ERROR, error=why, hopeless=True))
@@ -357,8 +377,8 @@ class Launcher:
                 running.task.token,
                 ended.outcome,
                 host=running.blamed,
-                shares=running.shares,
-                started_at=self._clock(running.since),
+                shares=running.shares if running.began else (),
+                started_at=self._clock(running.since) if running.began else None,
                 ended_at=self._clock(running.ended_at),
                 payload=None if ended.payload is None else self._signer.seal_result(running.task, ended.payload),
                 exit_code=ended.exit_code,
@@ -370,6 +390,8 @@ class Launcher:
             )
         )
         self._demand.note_end(running.ended_at)
+        if running.began:
+            self._pace.note(running.ended_at - running.since)
 
     def _clock(self, monotonic: float) -> float:
         """Return a time on the database's clock."""

@@ -12,7 +12,7 @@ from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
 #: Of the messages below. An agent of another one is refused, so it must change with whatever one of them has or means.
-PROTOCOL = 1
+PROTOCOL = 2
 
 #: Environment variable by which the processes of a parallel task are known on every node of its placement.
 MARK = "BALSAM_RANK_OF"
@@ -64,6 +64,7 @@ class Start:
     nodes: tuple[str, ...] = ()  #: of its placement, in order
     gpus: tuple[str, ...] = ()  #: those of this node that it may use
     ranks: Ranks | None = None  #: None for a task of one process
+    behind: bool = False  #: it is sent ahead: it starts when those sent before it for the same cores are over
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,20 @@ class Kill:
     task_id: int
     outcome: Outcome  #: to be reported
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Launcher to agent: give a task back if it still waits behind another."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Agent to launcher: a task that was called back has not started, and will not."""
+
+    task_id: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,30 @@ class Queue:
         self._forget_reservation()
         return placed
 
+    def next_like(self, spec: ResourceSpec, time_left: float | None = None) -> int | None:
+        """Return the task that starts next, if it needs just what another one does, and nothing larger is waited for.
+
+        Parameters
+        ----------
+        spec
+            What the other one needs.
+        time_left
+            As for `place`.
+        """
+        if not self._order or self._starving is not None:
+            return None
+        group = self._order[0]
+        if group.shape != _shape(spec) or (self._reservation is not None and self._reservation.task.group is not group):
+            return None
+        return group.first(math.inf if time_left is None else time_left)
+
+    def start(self, task_id: int) -> None:
+        """Let a task wait no more, because it has a place."""
+        task = self._waiting[task_id]
+        self._newest = max(self._newest, task.since)
+        task.group.newest = max(task.group.newest, task.since)
+        self.remove(task_id)
+
     def _in_order(self) -> list[_Group]:
         """Return groups, the most urgent first."""
         groups = self._order.copy()
@@ -289,9 +313,7 @@ class Queue:
         shares = self._space.take(task.task_id, task.group.need, until, aside=aside)
         if shares is None:
             return False
-        self._newest = max(self._newest, task.since)
-        task.group.newest = max(task.group.newest, task.since)
-        self.remove(task.task_id)
+        self.start(task.task_id)
         placed.append((task.task_id, shares))
         held = self._reservation
         if held is not None and held.task is not task:

@@ -170,6 +170,22 @@ class Space:
             pool.put(state)
             self._freed[state.node.name] = None
 
+    def hand_over(self, task_id: int, other: int, until: float | None = None) -> None:
+        """Give what a task of one node had to another one that needs the same.
+
+        Parameters
+        ----------
+        until
+            When that is expected to end; None = not known.
+        """
+        (state,) = self._placements[other] = self._placements.pop(task_id)
+        held = state.held.pop(task_id)
+        end = math.inf if until is None else until
+        state.held[other] = Held(held.share, held.memory, end)
+        if state.pool is not None:  # else the node was given up
+            del state.ends[bisect_left(state.ends, (held.until, task_id))]
+            insort(state.ends, (end, other))
+
     def freed(self) -> list[str]:
         """Return the nodes on which something was freed since the last time."""
         names = list(self._freed)

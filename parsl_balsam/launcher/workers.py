@@ -81,13 +81,15 @@ class Workers:
         """Return the tasks that run."""
         return list(self._by_task)
 
-    def learn(self, start: Start) -> None:
-        """Keep the function of a task: it is not sent again, though this task may not run."""
+    def learn(self, start: Start) -> bytes | None:
+        """Keep the function of a task, which is not sent again; return it."""
         if not self._bodies.use(start.function):
             self._bodies[start.function] = start.body
+        body: bytes | None = self._bodies[start.function]
+        return body
 
-    def start(self, start: Start) -> None:
-        """Run a task whose function is known."""
+    def start(self, start: Start, body: bytes | None) -> None:
+        """Run a task, with its function."""
         chosen = self._idle_on(start.cores) or self._fork()
         known = chosen.functions.use(start.function)
         chosen.task = start
@@ -95,8 +97,8 @@ class Workers:
         chosen.until = None if start.timeout_s is None else time.monotonic() + start.timeout_s
         self._by_task[start.task_id] = chosen
         try:
-            body = None if known else self._bodies[start.function]
-            chosen.channel.send(start if start.body is body else replace(start, body=body))
+            needed = None if known else body
+            chosen.channel.send(start if start.body is needed else replace(start, body=needed))
         except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
             pass
 

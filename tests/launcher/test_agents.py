@@ -26,7 +26,18 @@ from parsl_balsam.launcher import agents as agents_module
 from parsl_balsam.launcher import remote as remote_module
 from parsl_balsam.launcher.agents import Agents, LocalAgents
 from parsl_balsam.launcher.invitation import Invitation
-from parsl_balsam.launcher.messages import LEASE_SHARE, MARK, Clean, Cleaned, Ended, Hello, Kill, Start
+from parsl_balsam.launcher.messages import (
+    LEASE_SHARE,
+    MARK,
+    Clean,
+    Cleaned,
+    Ended,
+    Hello,
+    Kill,
+    Recall,
+    Returned,
+    Start,
+)
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, marked
 from parsl_balsam.launcher.remote import RemoteAgents
@@ -126,6 +137,7 @@ class Block:
         self.nodes: dict[str, Node] = {}
         self.ends: dict[int, Ended] = {}
         self.cleaned: list[tuple[str, int]] = []
+        self.returned: list[int] = []
         self.losses: list[tuple[str, str]] = []
         self._lease_s = lease_s
         self._selector = selectors.DefaultSelector()
@@ -148,6 +160,8 @@ class Block:
                 assert self._homes[message.task_id] == node
                 assert message.task_id not in self.ends
                 self.ends[message.task_id] = message
+            elif isinstance(message, Returned):
+                self.returned.append(message.task_id)
             else:
                 assert isinstance(message, Cleaned)
                 self.cleaned.append((node, message.task_id))
@@ -159,14 +173,17 @@ class Block:
         """Handle what comes until a condition is true; return its value."""
         return wait_for(lambda: self.turn() or condition(), what, LIMIT_S)  # type: ignore[func-returns-value]
 
-    def start(self, node: str, function: Callable[..., Any], *arguments: Any, sent: bool = False) -> int:
+    def start(
+        self, node: str, function: Callable[..., Any], *arguments: Any, sent: bool = False, behind: bool = False
+    ) -> int:
         """Start a task on a node, to which its function may have been sent before; return its id."""
         self._tasks += 1
         self._homes[self._tasks] = node
         body, payload = encode(function), encode(((), arguments, {}))
         cores = self.nodes[node].cores[:1]
         told = None if sent else body
-        self.agents.post(node, Start(self._tasks, 1, cores, False, digest(body), told, payload, None, None))
+        start = Start(self._tasks, 1, cores, False, digest(body), told, payload, None, None, behind=behind)
+        self.agents.post(node, start)
         return self._tasks
 
     def end_of(self, task: int) -> Ended:
@@ -286,6 +303,57 @@ def test_task_is_stopped_with_what_it_started(tmp_path: Path, kind: str) -> None
         ended = made.end_of(task)
         assert (ended.outcome, ended.error) == (Outcome.CANCELLED, "stopped: not needed")
         assert not any(map(is_alive, pids))
+
+
+def wait_at(gate: str) -> None:
+    """Wait until a file is there."""
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+
+
+def note(file: str, word: str) -> None:
+    """Add a line to a file."""
+    with open(file, "a") as lines:
+        lines.write(f"{word}\n")
+
+
+@both
+@in_own_process
+def test_what_is_sent_ahead_starts_in_its_order(tmp_path: Path, kind: str) -> None:
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    with block(tmp_path, kind, ["n1"]) as made:
+        first = made.start("n1", wait_at, str(gate))
+        tasks = [made.start("n1", note, str(notes), str(number), behind=True) for number in range(5)]
+        made.agents.post("n1", Recall(tasks[1]))
+        made.agents.post("n1", Kill(tasks[3], Outcome.CANCELLED, "stopped: not needed"))
+        assert made.end_of(tasks[3]).outcome is Outcome.CANCELLED
+        made.until(lambda: made.returned, "a task to come back")
+        assert list(made.ends) == [tasks[3]]
+        open_gate(gate)
+        assert made.end_of(tasks[4]).outcome is Outcome.DONE
+        assert list(made.ends) == [tasks[3], first, tasks[0], tasks[2], tasks[4]]
+        assert made.returned == [tasks[1]]
+        assert notes.read_text().split() == ["0", "2", "4"]
+        # It is over by now: nothing is waited for, and nothing can be called back.
+        late = made.start("n1", note, str(notes), "5", behind=True)
+        assert made.end_of(late).outcome is Outcome.DONE
+        made.agents.post("n1", Recall(late))
+        assert made.call("n1", divmod, 17, 5) == (3, 2)
+        assert made.returned == [tasks[1]]
+
+
+@both
+@in_own_process
+def test_what_is_sent_ahead_survives_the_end_of_the_one_before(tmp_path: Path, kind: str) -> None:
+    with block(tmp_path, kind, ["n1"]) as made:
+        task, pids = made.hold("n1")
+        # With functions enough to make the agent forget the first one, were it not kept for its task.
+        behind = [made.start("n1", eval(f"lambda: {number}"), behind=True) for number in range(300)]
+        os.kill(pids[0], signal.SIGKILL)
+        assert made.end_of(task).outcome is Outcome.CRASH
+        assert [decode(made.end_of(one).payload or b"") for one in behind] == list(range(300))
+        assert not any(map(is_alive, pids))
+        assert list(made.ends) == [task, *behind]
 
 
 @both

@@ -60,6 +60,7 @@ class Block:
         self.started: dict[int, float] = {}
         self.ends: list[tuple[float, int]] = []
         self.promises: dict[int, float] = {}
+        self.hands_over = False  # whether one that ends leaves what it had to the next that needs the same
         self.keeps_promises = False  # whether all end when they are expected to, and none come later
         self._lasts: dict[int, float] = {}
         self._numbers = itertools.count()
@@ -83,15 +84,18 @@ class Block:
         left = None if self.ends_at is None else self.ends_at - self.now
         placed = self.queue.place(self.now, left)
         for task_id, shares in placed:
-            spec = self.waiting.pop(task_id)
-            assert left is None or spec.walltime_min is None or spec.walltime_min * MINUTE <= left
-            self.running[task_id] = Running(spec, shares, self.now)
-            self.started[task_id] = self.now
-            if self._lasts[task_id] < math.inf:
-                heapq.heappush(self.ends, (self.now + self._lasts[task_id], task_id))
+            self.begin(task_id, shares, left)
         self.check()
         self.check_waiting(math.inf if left is None else left)
         return [task_id for task_id, _ in placed]
+
+    def begin(self, task_id: int, shares: tuple[Share, ...], left: float | None) -> None:
+        spec = self.waiting.pop(task_id)
+        assert left is None or spec.walltime_min is None or spec.walltime_min * MINUTE <= left
+        self.running[task_id] = Running(spec, shares, self.now)
+        self.started[task_id] = self.now
+        if self._lasts[task_id] < math.inf:
+            heapq.heappush(self.ends, (self.now + self._lasts[task_id], task_id))
 
     def check_waiting(self, left: float) -> None:
         """Nothing idles without need, and the task that nodes are kept for starts as soon as it was promised."""
@@ -114,16 +118,27 @@ class Block:
         return next((time for time in times if self.fits(spec, [t for t in ends if ends[t] <= time])), math.inf)
 
     def end(self, *tasks: int) -> None:
+        left = None if self.ends_at is None else self.ends_at - self.now
         for task_id in tasks:
-            self.space.give_back(task_id)
-            del self.running[task_id]
+            over = self.running.pop(task_id)
+            following = self.queue.next_like(over.spec, left) if self.hands_over and len(over.shares) == 1 else None
+            if following is None:
+                self.space.give_back(task_id)
+                continue
+            self.queue.start(following)
+            expected = expected_s(self.waiting[following])
+            self.space.hand_over(task_id, following, self.now + expected if expected < math.inf else None)
+            self.begin(following, over.shares, left)
+            self.check()
 
     def lose(self, name: str) -> set[int]:
         """Lose a node; the tasks that have a share of it crash."""
         victims = self.space.remove(name)
+        hands_over, self.hands_over = self.hands_over, False
         assert victims == {task_id for task_id, task in self.running.items() if name in where(task.shares)}
         del self.present[name]
         self.end(*victims)
+        self.hands_over = hands_over
         return victims
 
     def wait_until(self, time: float) -> list[int]:
@@ -708,6 +723,35 @@ def test_a_task_larger_than_the_block_is_told_at_once() -> None:
     assert block.place() == [small]
 
 
+def test_the_next_of_the_same_kind_is_the_one_that_would_start_next() -> None:
+    block = Block(nodes(2))
+    first = block.submit(cores(4))
+    block.submit(cores(4))
+    block.place()
+    assert block.queue.next_like(cores(4)) is None
+    later, long = block.submit(cores(4)), block.submit(cores(4, 10))
+    block.place()
+    assert block.queue.next_like(cores(4)) == later
+    assert block.queue.next_like(cores(2)) is None
+    block.queue.remove(later)
+    assert block.queue.next_like(cores(4), time_left=5 * MINUTE) is None
+    assert block.queue.next_like(cores(4), time_left=10 * MINUTE) == long
+    block.waiting.pop(later)
+    block.hands_over = True
+    block.end(first)
+    assert on(block, long) == ["n0"]
+
+
+def test_none_is_next_while_a_larger_one_waits_for_its_nodes() -> None:
+    block = Block(nodes(2))
+    block.submit(cores(4))
+    block.place()
+    block.submit(wide(2))
+    block.submit(cores(4))
+    block.place()
+    assert block.queue.next_like(cores(4)) is None
+
+
 @dataclass(frozen=True)
 class Arrival:
     at: float  #: minutes
@@ -763,12 +807,19 @@ def live(block: Block, tasks: list[Arrival], losses: Sequence[tuple[int, int]] =
     arrivals(90, 1.0, 0.3, 2.0),
     st.lists(st.tuples(st.integers(0, 90), st.integers(0, 4)), max_size=3),
     st.booleans(),
+    st.booleans(),
     st.none() | st.integers(0, 120),
 )
 def test_every_task_starts_that_can(
-    members: list[Node], tasks: list[Arrival], losses: list[tuple[int, int]], whole: bool, ends_at: int | None
+    members: list[Node],
+    tasks: list[Arrival],
+    losses: list[tuple[int, int]],
+    whole: bool,
+    hands_over: bool,
+    ends_at: int | None,
 ) -> None:
     block = Block(members, whole_nodes=whole, ends_at=None if ends_at is None else ends_at * MINUTE)
+    block.hands_over = hands_over
     live(block, tasks, losses)
     left = None if block.ends_at is None else block.ends_at - block.now
     assert not block.running

@@ -1,0 +1,31 @@
+"""How many tasks are sent ahead to their agents, from how long tasks have taken lately. Pure."""
+
+from __future__ import annotations
+
+#: Work for so much time is sent ahead, seconds: longer than a message takes from agent to launcher and back when both
+#: are busy, and too short to matter if the tasks had rather started elsewhere.
+_AHEAD_S = 0.02
+
+#: No more tasks wait behind one.
+_MOST = 16
+
+#: What the last task that ended weighs in the mean.
+_WEIGHT = 1 / 8
+
+#: A task that has waited so long behind another was sent ahead by mistake: it is called back, seconds.
+PATIENCE_S = 0.05
+
+
+class Pace:
+    """The mean duration of tasks. One long task among short ones is remembered for some dozens of them."""
+
+    def __init__(self) -> None:
+        self._mean_s = 1.0
+
+    def note(self, duration_s: float) -> None:
+        """Take note of how long a task took."""
+        self._mean_s += (duration_s - self._mean_s) * _WEIGHT
+
+    def depth(self) -> int:
+        """Return how many tasks may wait behind one."""
+        return _MOST if self._mean_s * _MOST <= _AHEAD_S else int(_AHEAD_S / self._mean_s)
