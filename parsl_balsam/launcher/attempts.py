@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, takewhile
 
 from parsl_balsam.launcher.agents import Agents
 from parsl_balsam.launcher.channel import RecentlyUsed
@@ -136,10 +136,9 @@ class Attempts:
 
     def call_back(self, now: float) -> None:
         """Ask for the tasks that have waited longer than they were to."""
-        for task_id, running in self._ahead.items():
-            if now < running.since + PATIENCE_S:
-                return
-            if task_id not in self._called_back:
+        late = list(takewhile(lambda running: now >= running.since + PATIENCE_S, self._ahead.values()))
+        for running in reversed(late):  # the first comes back last, and is put before the others
+            if (task_id := running.task.task_id) not in self._called_back:
                 self._called_back.add(task_id)
                 self._agents.post(running.home, Recall(task_id))
 

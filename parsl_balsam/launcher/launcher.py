@@ -171,7 +171,7 @@ class Launcher:
                     if running.ended is not None:
                         self._collect(running)
                     elif running.body is not None:  # it came back
-                        self._line_up(running.task, running.body, now)
+                        self._line_up(running.task, running.body, now, again=True)
         for node, why in self._agents.lost():
             self._lose(node, why, now)
 
@@ -329,9 +329,9 @@ class Launcher:
         for task_id in exchange.cancelled:
             self._cancel(task_id)
 
-    def _line_up(self, task: ClaimedTask, body: bytes, now: float) -> None:
+    def _line_up(self, task: ClaimedTask, body: bytes, now: float, *, again: bool = False) -> None:
         self._claimed[task.task_id] = _Claimed(task, body)
-        self._queue.add(task.task_id, task.spec, now)
+        self._queue.add(task.task_id, task.spec, now, again=again)
 
     def _refuse(self, task: ClaimedTask, why: str) -> None:
         self._ends.append(AttemptEnd(task.task_id, task.number, task.token, Outcome.ERROR, error=why, hopeless=True))

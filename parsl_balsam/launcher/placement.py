@@ -43,11 +43,15 @@ class _Group:
     known: list[tuple[float, int]] = field(default_factory=list)  #: (walltime_s, -task), longest last
     newest: float = -math.inf  #: when the last to come of those that have started came
 
-    def put(self, task: _Waiting) -> None:
-        """Take a task in."""
+    def put(self, task: _Waiting, *, again: bool = False) -> None:
+        """Take a task in; before the others, if it was here before."""
         self.came[task.task_id] = task.since
+        if again:
+            self.came.move_to_end(task.task_id, last=False)
         if task.walltime_s is None:
             self.unknown[task.task_id] = None
+            if again:
+                self.unknown.move_to_end(task.task_id, last=False)
         else:
             insort(self.known, (task.walltime_s, -task.task_id))
 
@@ -177,8 +181,14 @@ class Queue:
         task = self._reservation.task
         return task.task_id if self._waiting.get(task.task_id) is task else None
 
-    def add(self, task_id: int, spec: ResourceSpec, now: float) -> None:
-        """Let a task wait."""
+    def add(self, task_id: int, spec: ResourceSpec, now: float, *, again: bool = False) -> None:
+        """Let a task wait.
+
+        Parameters
+        ----------
+        again
+            Whether it has waited before, and lost the place that it had: none of those that wait came before it.
+        """
         shape = _shape(spec)
         group = self._groups.get(shape)
         if group is None:
@@ -186,8 +196,11 @@ class Queue:
         if not group.came:
             insort(self._order, group, key=_by_shape)
         walltime_s = None if spec.walltime_min is None else spec.walltime_min * 60
-        task = self._waiting[task_id] = _Waiting(task_id, spec, now, walltime_s, group)
-        group.put(task)
+        since = min(now, next(iter(self._waiting.values())).since) if again and self._waiting else now
+        task = self._waiting[task_id] = _Waiting(task_id, spec, since, walltime_s, group)
+        if again:
+            self._waiting.move_to_end(task_id, last=False)
+        group.put(task, again=again)
 
     def remove(self, task_id: int) -> None:
         """Let a task wait no more."""
