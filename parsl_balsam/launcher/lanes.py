@@ -35,9 +35,10 @@ class Lanes(Generic[T]):
         return len(self._behind.get(self._lane[task_id], ()))
 
     def begin(self, cores: Hashable, task_id: int) -> None:
-        """Note that a task has cores which nobody had."""
-        self._first[cores] = task_id
-        self._lane[task_id] = cores
+        """Note that a task has cores. If another one has them too, nobody waits for this one."""
+        if cores not in self._first:
+            self._first[cores] = task_id
+            self._lane[task_id] = cores
 
     def line_up(self, cores: Hashable, task_id: int, task: T) -> None:
         """Let a task wait for cores that another one has."""

@@ -37,8 +37,14 @@ class Story(RuleBasedStateMachine):
         left = self.tasks[cores]
         assert self.lanes.end(task) == (f"task {left[0]}" if place == 0 and left else None)
 
+    @rule(cores=st.sampled_from(CORES), task=st.integers(1000, 1010))
+    def share(self, cores: tuple[int, ...], task: int) -> None:
+        if self.tasks[cores]:
+            self.lanes.begin(cores, task)
+            assert not self.lanes.waits(task)
+
     @rule(task=st.integers(1000, 1010))
-    def end_unknown(self, task: int) -> None:
+    def end_other(self, task: int) -> None:
         assert self.lanes.end(task) is None
         assert not self.lanes.waits(task)
 
