@@ -202,16 +202,24 @@ def test_absurd_length_is_refused_before_anything_is_kept_for_it(
         channel.messages()
 
 
-def test_waiting_reader_is_told_too(pair: tuple[socket.socket, Channel]) -> None:
+@pytest.mark.parametrize("garbage", [b"hello, world", framed(Farewell())[:4] + struct.pack("<Q", 2**63)])
+def test_waiting_reader_is_told_too(pair: tuple[socket.socket, Channel], garbage: bytes) -> None:
     raw, channel = pair
     raw.sendall(framed(Beat(1.0)))
     assert channel.receive() == Beat(1.0)
-    raw.sendall(b"hello, world")
+    raw.sendall(framed(Beat(2.0)) + garbage)
+    assert channel.receive() == Beat(2.0)
     assert type(channel.receive()) is BadMessage
-    raw.sendall(framed(Farewell())[:4] + struct.pack("<Q", 2**63))
-    assert type(channel.receive()) is BadMessage
-    raw.sendall(framed(Farewell())[:-1])
+    raw.sendall(framed(Farewell()))  # whether it is a message, nobody knows any more
+    with pytest.raises(EOFError):
+        channel.receive()
+
+
+def test_waiting_reader_hears_of_an_end_in_the_middle_of_a_message(pair: tuple[socket.socket, Channel]) -> None:
+    raw, channel = pair
+    raw.sendall(framed(*MESSAGES) + framed(Farewell())[:-1])
     raw.shutdown(socket.SHUT_WR)
+    assert [channel.receive() for _ in MESSAGES] == MESSAGES
     with pytest.raises(EOFError):
         channel.receive()
 
