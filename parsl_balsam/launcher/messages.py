@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
+from typing import Any, TypeVar
 
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.resources import Launch
@@ -22,6 +24,17 @@ ENDED = "BALSAM_RANKS_ENDED"
 
 #: Agents are given a little less than the launcher's own lease, so that their tasks are dead when it is over.
 LEASE_SHARE = 0.9
+
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+
+_Message = TypeVar("_Message")
+
+
+def _by_position(cls: type[_Message]) -> type[_Message]:
+    """Have a dataclass of several fields pickled as a call of it: the ways of those with slots are slow."""
+    values = attrgetter(*(each.name for each in fields(cls)))  # type: ignore[arg-type]
+    cls.__reduce__ = lambda self: (cls, values(self))  # type: ignore[method-assign]
+    return cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,7 @@ class Ranks:
         return Path(self.directory) / f"ended-{self.mark}"
 
 
+@_by_position
 @dataclass(frozen=True, slots=True)
 class Start:
     """Launcher to agent, and agent to worker: run a task."""
@@ -160,3 +174,34 @@ class Ended:
     error: str | None = None
     output: str | None = None
     stderr_tail: str | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., Ended], tuple[Any, ...]]:
+        # Built-in types alone: there are as many of these as tasks, and enums and dataclasses take long to pickle.
+        return _ended, (
+            self.task_id,
+            self.outcome.value,
+            self.payload,
+            self.exit_code,
+            self.signal,
+            self.usage.peak_memory,
+            self.usage.cpu_time,
+            self.error,
+            self.output,
+            self.stderr_tail,
+        )
+
+
+def _ended(
+    task_id: int,
+    outcome: str,
+    payload: bytes | None,
+    exit_code: int | None,
+    signal: int | None,
+    peak_memory: int | None,
+    cpu_time: float | None,
+    error: str | None,
+    output: str | None,
+    stderr_tail: str | None,
+) -> Ended:
+    usage = Usage(peak_memory, cpu_time)
+    return Ended(task_id, _OUTCOMES[outcome], payload, exit_code, signal, usage, error, output, stderr_tail)
