@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import subprocess
 from typing import Any
 
 from parsl_balsam.model.tasks import Usage
-
-_PEAK = re.compile(rb"VmHWM:\s+(\d+) kB")
 
 #: The largest peak among the programs that this process waited for since the meter started, kilobytes.
 _largest_child = 0
@@ -35,10 +32,12 @@ class MeteredPopen(subprocess.Popen):  # type: ignore[type-arg]
 
 
 class Meter:
-    """Measures one call after the other in this process."""
+    """Measures one call after the other in this process, which was forked and has executed no program since.
+
+    Of another one, the kernel also counts what it was before it executed its program, which cannot be reset.
+    """
 
     def __init__(self) -> None:
-        self._status = os.open("/proc/self/status", os.O_RDONLY)
         try:
             self._reset: int | None = os.open("/proc/self/clear_refs", os.O_WRONLY)
         except OSError:
@@ -54,13 +53,12 @@ class Meter:
                 os.write(self._reset, b"5")  # proc(5): 5 resets the peak resident set size
             except OSError:
                 pass
-        self._cpu_before = _cpu_time()
+        self._cpu_before = _cpu_time(resource.getrusage(resource.RUSAGE_SELF))
 
     def stop(self) -> Usage:
         """Return what was used since `start`."""
-        found = _PEAK.search(os.pread(self._status, 4096, 0))
-        own = int(found[1]) if found else 0
-        return Usage(peak_memory=max(own, _largest_child) * 1024 or None, cpu_time=_cpu_time() - self._cpu_before)
+        own = resource.getrusage(resource.RUSAGE_SELF)
+        return Usage(max(own.ru_maxrss, _largest_child) * 1024, _cpu_time(own) - self._cpu_before)
 
 
 def of_dead_worker(used: Any) -> Usage:
@@ -68,7 +66,6 @@ def of_dead_worker(used: Any) -> Usage:
     return Usage(peak_memory=used.ru_maxrss * 1024, cpu_time=used.ru_utime + used.ru_stime)
 
 
-def _cpu_time() -> float:
-    own = resource.getrusage(resource.RUSAGE_SELF)
+def _cpu_time(own: resource.struct_rusage) -> float:
     waited = resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + waited.ru_utime + waited.ru_stime
