@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +22,7 @@ from parsl_balsam.model.layers import dress
 from parsl_balsam.model.payload import decode, encode, is_plain
 from parsl_balsam.model.resources import Launch
 from parsl_balsam.model.states import Outcome
+from parsl_balsam.model.tasks import Usage
 from parsl_balsam.model.wrappers import peel
 
 #: Results up to this size are read back once before they are called good, bytes.
@@ -58,11 +58,14 @@ def serve(channel: Channel) -> NoReturn:
 
 class _Worker:
     def __init__(self) -> None:
+        from parsl.app.errors import RemoteExceptionWrapper
+
+        self._exception = RemoteExceptionWrapper
         self._functions = RecentlyUsed()
-        self._environ = os.environb.copy()
-        # What `_enter` sets anew for every task, unless the batch job has set it for all of them.
-        own = {b"BALSAM_TASK_ID", b"BALSAM_ATTEMPT", b"BALSAM_NODES", b"OMP_NUM_THREADS"}
-        self._own = own - self._environ.keys()
+        # What `environb` is a view of: to look through that one name by name, after every task, takes long.
+        self._environ: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]
+        self._found = self._environ.copy()  # by the task
+        self._tells_threads = b"OMP_NUM_THREADS" not in self._found
         self._directory = os.getcwd()
         self._cores: tuple[int, ...] = ()
         self._meter = Meter()
@@ -73,14 +76,14 @@ class _Worker:
         self._meter.start()
         value, error = self._call(start)
         usage = self._meter.stop()
-        ended = self._report(start, value, error)
+        ended = self._report(start, value, error, usage)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError):
                 pass
         self._leave()
-        return replace(ended, usage=usage)
+        return ended
 
     def _enter(self, start: Start) -> None:
         if start.pin and start.cores != self._cores:
@@ -90,14 +93,18 @@ class _Worker:
                     os.sched_setaffinity(int(thread), start.cores)
                 except OSError:
                     pass
-        os.environ["BALSAM_TASK_ID"] = str(start.task_id)
-        os.environ["BALSAM_ATTEMPT"] = str(start.number)
-        os.environ["BALSAM_NODES"] = ",".join(start.nodes)
-        if b"OMP_NUM_THREADS" in self._own:
+        self._tell(b"BALSAM_TASK_ID", b"%d" % start.task_id)
+        self._tell(b"BALSAM_ATTEMPT", b"%d" % start.number)
+        self._tell(b"BALSAM_NODES", os.fsencode(",".join(start.nodes)))
+        if self._tells_threads:
             threads = start.ranks.threads if start.ranks else len(start.cores)
-            os.environ["OMP_NUM_THREADS"] = str(max(1, threads))
+            self._tell(b"OMP_NUM_THREADS", b"%d" % max(1, threads))
         if start.gpus and start.ranks is None:
             os.environ.update(gpus.variables(start.gpus))
+
+    def _tell(self, name: bytes, value: bytes) -> None:
+        """Set an environment variable that the next task is told anew."""
+        os.environb[name] = self._found[name] = value
 
     def _leave(self) -> None:
         if has_children():
@@ -105,7 +112,8 @@ class _Worker:
             _end_fork_server()
             tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
             sweep_all(spare={pid} if (pid := getattr(tracker, "_pid", None)) else ())
-        self._restore_environ()
+        if self._environ != self._found:
+            self._restore_environ()
         try:
             if os.getcwd() != self._directory:
                 os.chdir(self._directory)
@@ -113,11 +121,10 @@ class _Worker:
             os.chdir(self._directory)
 
     def _restore_environ(self) -> None:
-        found = os.environb.copy()
-        for name in found.keys() - self._environ.keys() - self._own:
+        for name in self._environ.keys() - self._found.keys():
             del os.environb[name]
-        for name, value in self._environ.items():
-            if found.get(name) != value:
+        for name, value in self._found.items():
+            if self._environ.get(name) != value:
                 os.environb[name] = value
 
     def _call(self, start: Start) -> tuple[Any, BaseException | None]:
@@ -139,23 +146,21 @@ class _Worker:
         except BaseException as error:
             return None, error
 
-    def _report(self, start: Start, value: Any, error: BaseException | None) -> Ended:
-        from parsl.app.errors import RemoteExceptionWrapper
-
+    def _report(self, start: Start, value: Any, error: BaseException | None, usage: Usage) -> Ended:
         if error is not None and not isinstance(error, Exception):  # it would end the thread that waits for the result
             error = TaskCrashed(f"the task would have ended its worker: {error!r}").with_traceback(error.__traceback__)
         if error is not None:
-            value = RemoteExceptionWrapper(type(error), error, error.__traceback__)
-        if isinstance(value, RemoteExceptionWrapper):
-            return _failure(start, value)
+            value = self._exception(type(error), error, error.__traceback__)
+        if isinstance(value, self._exception):
+            return _failure(start, value, usage)
         try:
             payload = encode(value)
             if not is_plain(value) and len(payload) <= _CHECKED_BYTES:
                 decode(payload)
-            return Ended(start.task_id, Outcome.DONE, payload)
+            return Ended(start.task_id, Outcome.DONE, payload, usage=usage)
         except (NotSerializable, UnreadablePayload) as unusable:
             reason = type(unusable)(f"the task's result cannot be returned: {unusable}")
-            return _failure(start, RemoteExceptionWrapper(type(reason), reason, None))
+            return _failure(start, self._exception(type(reason), reason, None), usage)
 
 
 def _end_fork_server() -> None:
@@ -169,7 +174,7 @@ def _end_fork_server() -> None:
             pass
 
 
-def _failure(start: Start, wrapper: Any) -> Ended:
+def _failure(start: Start, wrapper: Any, usage: Usage) -> Ended:
     """Say how a task failed, with an exception that its script can read."""
     from parsl.app.errors import AppTimeout, BashExitFailure, RemoteExceptionWrapper
 
@@ -193,6 +198,7 @@ def _failure(start: Start, wrapper: Any) -> Ended:
         payload,
         exit_code,
         signal_number,
+        usage,
         error=text,
         stderr_tail=tail_of_file(Path(start.stderr)) if start.stderr else None,
     )

@@ -25,6 +25,8 @@ def disturb(directory: str) -> int:
     os.environ["LEFT_BEHIND"] = "yes"
     os.environ["PATH"] = "/nowhere"
     del os.environ["HOME"]
+    del os.environ["BALSAM_NODES"]
+    os.environ["BALSAM_ATTEMPT"] = "99"
     os.chdir(directory)
     return os.getpid()
 
