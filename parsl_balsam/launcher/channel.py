@@ -21,6 +21,10 @@ _START = b"\xb5msg"
 _HEAD = struct.Struct("<4sQ")
 _RECEIVE_BYTES = 1 << 18
 
+# As plain numbers: as members of an enum they are slow to combine.
+_DO_NOT_WAIT = int(socket.MSG_DONTWAIT)
+_FLUSH = _DO_NOT_WAIT | int(socket.MSG_NOSIGNAL)
+
 #: So many messages are sent with one system call at most: Linux takes 1024 pieces.
 _SENT_AT_ONCE = 512
 
@@ -63,9 +67,7 @@ class Channel:
         """
         while self._unsent:
             try:
-                sent = self._socket.sendmsg(
-                    list(islice(self._unsent, _SENT_AT_ONCE)), (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-                )
+                sent = self._socket.sendmsg(list(islice(self._unsent, _SENT_AT_ONCE)), (), _FLUSH)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -96,7 +98,7 @@ class Channel:
         ended = self._lost_track
         while not ended:
             try:
-                data = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+                data = self._socket.recv(_RECEIVE_BYTES, _DO_NOT_WAIT)
             except BlockingIOError:
                 break
             except OSError:
