@@ -15,6 +15,7 @@ from parsl_balsam.db.connect import Database, clock
 from parsl_balsam.db.endings import begin_ends, finish_ends, record_ends, unclaim
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
+from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import InvalidResources
 from parsl_balsam.model.resources import ResourceSpec
@@ -88,7 +89,7 @@ class ClaimStore:
             if bool(starts) + bool(ends) + bool(releases) > 1:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
                 touched: list[AttemptStart | AttemptEnd | Release] = [*starts, *ends, *releases]
-                connection.execute(_LOCK, {"ids": [item.task_id for item in touched]})
+                _LOCK.rows(connection, ids=[item.task_id for item in touched])
             ended = begin_ends(connection, ends, self._who, at)
             over = {task_id for ids in ended.over.values() for task_id in ids}  # these do not look so yet
             self._record_starts(connection, [start for start in starts if start.task_id not in over], at)
@@ -97,7 +98,7 @@ class ClaimStore:
                 self._describe(connection, shape, at)
             leaving = superseded or end_wish is not None
             claimed, more = ([], False) if leaving else self._claim(connection, wishes, at)
-            to_cancel = connection.execute(_TO_CANCEL, {"block": self._block_id}).scalars()
+            to_cancel = _TO_CANCEL.scalars(connection, block=self._block_id)
             cancelled = [task_id for task_id in to_cancel if task_id not in over]
             wait, unserved = None, None
             if wishes and not leaving and not more:
@@ -157,7 +158,7 @@ class ClaimStore:
 
         Return the database's clock, whether a later run drives the workflow, and who wants the block ended.
         """
-        row = connection.execute(_RENEW, {"workflow": self._workflow_id, "block": self._block_id}).first()
+        row = _RENEW.first(connection, workflow=self._workflow_id, block=self._block_id)
         if row is None:
             raise LeaseLost(f"block {self._block_id} lost its lease")
         return float(row.at), bool(row.superseded), row.end_wish
@@ -165,14 +166,14 @@ class ClaimStore:
     def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart], at: float) -> None:
         if not starts:
             return
-        rows = connection.execute(_ASSIGNED, {"ids": [start.task_id for start in starts]})
+        rows = _ASSIGNED.rows(connection, ids=[start.task_id for start in starts])
         held = {row.id: row.token for row in rows}
         mine = [start for start in starts if held.get(start.task_id) == start.token]
         if not mine:
             return
-        connection.execute(_RUNNING, {"ids": [start.task_id for start in mine]})
-        connection.execute(
-            _START_ATTEMPT,
+        _RUNNING.run(connection, ids=[start.task_id for start in mine])
+        _START_ATTEMPT.run_each(
+            connection,
             [
                 {
                     "t": start.task_id,
@@ -194,7 +195,7 @@ class ClaimStore:
         """Give back tasks that wait here in vain; return whether there were any."""
         if not releases:
             return False
-        rows = connection.execute(_ASSIGNED, {"ids": [release.task_id for release in releases]})
+        rows = _ASSIGNED.rows(connection, ids=[release.task_id for release in releases])
         held = {row.id: row.token for row in rows}
         by_reason: defaultdict[str, list[int]] = defaultdict(list)
         for release in releases:
@@ -225,8 +226,14 @@ class ClaimStore:
         for wish in wishes:
             if wish.fallback and rows:
                 continue
-            picking = {"at": at, "want": wish.tasks, "recorded_by": at - wish.waited_s, "least_cores": wish.least_cores}
-            found = connection.execute(_PICK, picking | self._claimable(wish)).all()
+            found = _PICK.rows(
+                connection,
+                **self._claimable(wish),
+                at=at,
+                want=wish.tasks,
+                recorded_by=at - wish.waited_s,
+                least_cores=wish.least_cores,
+            )
             chosen: list[int] = []
             budget = wish.cores
             for row in found:
@@ -235,17 +242,16 @@ class ClaimStore:
                     budget -= row.cores
             more = more or len(chosen) < len(found) or len(found) == wish.tasks
             if chosen:
-                claiming = {"ids": chosen, "block": self._block_id, "new_token": token}
-                rows += connection.execute(_CLAIM, claiming).all()
+                rows += _CLAIM.rows(connection, ids=chosen, block=self._block_id, new_token=token)
         if not rows:
             return [], more
         rows = sorted(rows, key=lambda row: (-row.priority, -row.nodes, row.id))
         ids = [row.id for row in rows]
         payloads: Mapping[int, bytes] = {
-            row.task_id: bytes(row.payload) for row in connection.execute(_ARGUMENTS, {"ids": ids})
+            row.task_id: bytes(row.payload) for row in _ARGUMENTS.rows(connection, ids=ids)
         }
-        connection.execute(
-            _INSERT_ATTEMPTS,
+        _INSERT_ATTEMPTS.run_each(
+            connection,
             [
                 {"task_id": row.id, "number": row.attempts, "block_id": self._block_id, "claimed_at": row.claimed_at}
                 for row in rows
@@ -284,11 +290,11 @@ class ClaimStore:
         }
 
     def _next_ready(self, connection: Connection, wish: Wish, at: float) -> float | None:
-        due = connection.execute(_NEXT_READY, self._claimable(wish)).scalar()
+        (due,) = _NEXT_READY.scalars(connection, **self._claimable(wish))
         return None if due is None else max(0.0, float(due) - at)
 
     def _unserved(self, connection: Connection, at: float) -> Unserved | None:
-        row = connection.execute(_UNSERVED, {"workflow": self._workflow_id, "at": at}).first()
+        row = _UNSERVED.first(connection, workflow=self._workflow_id, at=at)
         return None if row is None else Unserved(row.id, row.nodes, row.walltime_min)
 
 
@@ -300,29 +306,27 @@ def _specified(text: str | None) -> dict[str, Any]:
         return {"spec": ResourceSpec(), "flaw": str(error)}
 
 
-# The statements are made once: to put one together takes SQLAlchemy longer than to run it.
-
 #: The run that drives the workflow now.
 CURRENT_RUN = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
 
-_RENEW = (
+_RENEW = Statement(
     blocks.update()
     .where(blocks.c.id == bindparam("block"), blocks.c.state == BlockState.RUNNING.value)
     .values(lease_until=clock() + blocks.c.lease_s)
     .returning(clock().label("at"), (blocks.c.run_id != CURRENT_RUN).label("superseded"), blocks.c.end_wish)
 )
 
-_LOCK = select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update()
+_LOCK = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update())
 
-_TO_CANCEL = select(tasks.c.id).where(tasks.c.block_id == bindparam("block"), tasks.c.cancel_requested)
+_TO_CANCEL = Statement(select(tasks.c.id).where(tasks.c.block_id == bindparam("block"), tasks.c.cancel_requested))
 
-_ASSIGNED = (
+_ASSIGNED = Statement(
     select(tasks.c.id, tasks.c.token)
     .where(among(tasks.c.id, "ids"), tasks.c.state == TaskState.ASSIGNED.value)
     .with_for_update()
 )
 
-_RUNNING = tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState.RUNNING.value)
+_RUNNING = Statement(tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState.RUNNING.value))
 
 #: Ready tasks that it asked for.
 WANTED = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.run_id == CURRENT_RUN, IS_READY)
@@ -348,12 +352,14 @@ _claimable = (
     or_(_time_left.is_(None), tasks.c.walltime_min.is_(None), tasks.c.walltime_min <= _time_left),
 )
 
-_NEXT_READY = select(func.min(tasks.c.ready_at)).where(*_claimable, tasks.c.ready_at.is_not(None))
+_NEXT_READY = Statement(select(func.min(tasks.c.ready_at)).where(*_claimable, tasks.c.ready_at.is_not(None)))
 
 _order = (tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
-_UNSERVED = select(tasks.c.id, tasks.c.nodes, tasks.c.walltime_min).where(*WANTED, DUE).order_by(*_order).limit(1)
+_UNSERVED = Statement(
+    select(tasks.c.id, tasks.c.nodes, tasks.c.walltime_min).where(*WANTED, DUE).order_by(*_order).limit(1)
+)
 
-_PICK = (
+_PICK = Statement(
     select(tasks.c.id, (tasks.c.nodes * _cores).label("cores"))
     .where(
         *_claimable,
@@ -366,7 +372,7 @@ _PICK = (
     .with_for_update(skip_locked=True)
 )
 
-_CLAIM = (
+_CLAIM = Statement(
     tasks.update()
     .where(among(tasks.c.id, "ids"))
     .values(
@@ -392,11 +398,11 @@ _CLAIM = (
     )
 )
 
-_INSERT_ATTEMPTS = attempts.insert()
+_INSERT_ATTEMPTS = Statement(attempts.insert(), "task_id", "number", "block_id", "claimed_at")
 
-_ARGUMENTS = select(arguments).where(among(arguments.c.task_id, "ids"))
+_ARGUMENTS = Statement(select(arguments).where(among(arguments.c.task_id, "ids")))
 
-_START_ATTEMPT = (
+_START_ATTEMPT = Statement(
     attempts.update()
     .where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
     .values(host=bindparam("host"), placement=bindparam("placement"), started_at=bindparam("started_at"))

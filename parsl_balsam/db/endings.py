@@ -14,6 +14,7 @@ from sqlalchemy import Connection, bindparam, select
 from parsl_balsam.db.among import among
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import attempts, results, runs, tasks, workflows
+from parsl_balsam.db.statement import Statement
 from parsl_balsam.model import retry
 from parsl_balsam.model.errors import InvalidResources
 from parsl_balsam.model.resources import ResourceSpec
@@ -74,8 +75,8 @@ def begin_ends(connection: Connection, ends: Sequence[AttemptEnd], who: str, at:
         for end in ends
         if end.payload is not None and verdicts[end.task_id].state in TERMINAL
     ]:
-        connection.execute(_INSERT_RESULTS, payloads)
-    connection.execute(_END_ATTEMPT, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
+        _INSERT_RESULTS.run_each(connection, payloads)
+    _END_ATTEMPT.run_each(connection, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
     changes: list[Change] = []
     for end in ends:
         if held[end.task_id].state == TaskState.ASSIGNED.value and end.started_at is not None:
@@ -95,12 +96,13 @@ def finish_ends(connection: Connection, workflow_id: int, ended: Ended, at: floa
     if ended.over:
         number = next_finish(connection, workflow_id)
         for state, ids in ended.over.items():
-            connection.execute(_FINISH, {"ids": ids, "new_state": state.value, "at": at, "number": number})
+            _FINISH.run(connection, ids=ids, new_state=state.value, at=at, number=number)
 
 
 def next_finish(connection: Connection, workflow_id: int) -> int:
     """Return the number for tasks that this transaction ends. Runs follow these numbers to learn what is over."""
-    return int(connection.execute(_COUNT_UP, {"workflow": workflow_id}).scalar_one())
+    (number,) = _COUNT_UP.scalars(connection, workflow=workflow_id)
+    return int(number)
 
 
 def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str, at: float) -> None:
@@ -119,8 +121,7 @@ def unclaim(connection: Connection, ids: Sequence[int], who: str, why: str, at: 
 
 def _holders(connection: Connection, ids: Sequence[int]) -> dict[int, Any]:
     """Read the tasks and keep others from changing them until this transaction ends."""
-    rows = connection.execute(_HOLDERS, {"ids": ids})
-    return {row.id: row for row in rows}
+    return {row.id: row for row in _HOLDERS.rows(connection, ids=ids)}
 
 
 def _holds(row: Any, end: AttemptEnd) -> bool:
@@ -242,16 +243,16 @@ def storable(text: str | None) -> str | None:
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-_INSERT_RESULTS = results.insert()
+_INSERT_RESULTS = Statement(results.insert(), "task_id", "payload")
 
-_COUNT_UP = (
+_COUNT_UP = Statement(
     workflows.update()
     .where(workflows.c.id == bindparam("workflow"))
     .values(last_finish=workflows.c.last_finish + 1)
     .returning(workflows.c.last_finish)
 )
 
-_HOLDERS = (
+_HOLDERS = Statement(
     select(
         tasks.c.id,
         tasks.c.token,
@@ -267,7 +268,7 @@ _HOLDERS = (
     .with_for_update()
 )
 
-_FINISH = (
+_FINISH = Statement(
     tasks.update()
     .where(among(tasks.c.id, "ids"))
     .values(
@@ -287,7 +288,7 @@ _READY_AGAIN = (
 
 _DELETE_ATTEMPT = attempts.delete().where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
 
-_END_ATTEMPT = (
+_END_ATTEMPT = Statement(
     attempts.update()
     .where(attempts.c.task_id == bindparam("t"), attempts.c.number == bindparam("n"))
     .values(

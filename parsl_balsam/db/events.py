@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from parsl_balsam.db.schema import events
+from parsl_balsam.db.statement import Statement
 from parsl_balsam.model.states import TaskState
 
 
@@ -28,7 +29,7 @@ def write_events(connection: Connection, who: str, changes: Iterable[Change]) ->
         for change in changes
     ]
     if rows:
-        connection.execute(_INSERT, rows)
+        _INSERT.run_each(connection, rows)
 
 
-_INSERT = events.insert()
+_INSERT = Statement(events.insert(), "task_id", "at", "state", "who", "why")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Table, bindparam, func, select, tuple_
+from sqlalchemy import Connection, Integer, Table, bindparam, func, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.among import among
@@ -15,6 +15,7 @@ from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
+from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
 from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
@@ -67,13 +68,13 @@ class TaskStore:
     def finished_since(self, finish: int) -> tuple[list[int], int]:
         """Return the ids of the tasks that ended after a point, and the point to ask from next time."""
         with self._database.read() as connection:
-            rows = connection.execute(_FINISHED_SINCE, {"workflow": self._workflow_id, "number": finish}).all()
+            rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
         return [row.id for row in rows], max((row.finish for row in rows), default=finish)
 
     def fetch(self, ids: Sequence[int]) -> list[FinishedTask]:
         """Return tasks that are in a terminal state, with what they returned or raised."""
         with self._database.read() as connection:
-            rows = connection.execute(_FETCH, {"ids": list(ids)}).all()
+            rows = _FETCH.rows(connection, ids=list(ids))
         return [
             FinishedTask(
                 row.id, TaskState(row.state), row.payload, Outcome(row.outcome) if row.outcome else None, row.error
@@ -84,18 +85,18 @@ class TaskStore:
     def _fence(self, connection: Connection) -> float:
         """Return the database's clock, if this run still drives the workflow."""
         # FOR SHARE: the run that takes over must update this row first, so it waits until this transaction ends.
-        alive = connection.execute(_FENCE, {"run": self._run_id}).scalar()
-        if alive is None:
+        alive = _FENCE.scalars(connection, run=self._run_id)
+        if not alive:
             raise WorkflowLost(
                 "another run took this workflow over while this one was not heard of; its tasks go on there. "
                 "Start this script again when the other has ended"
             )
-        return float(alive)
+        return float(alive[0])
 
     def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
         ids = _reserve_ids(connection, len(calls))
-        connection.execute(
-            _insert(connection.dialect.name, tasks, "workflow_id", "key", "occurrence"),
+        _insert_task(connection.dialect.name).run_each(
+            connection,
             [
                 {
                     "id": task_id,
@@ -111,11 +112,11 @@ class TaskStore:
                 for task_id, call in zip(ids, calls, strict=True)
             ],
         )
-        inserted = set(connection.execute(_EXISTING, {"ids": list(ids)}).scalars())
+        inserted = set(_EXISTING.scalars(connection, ids=list(ids)))
         fresh = [(task_id, call) for task_id, call in zip(ids, calls, strict=True) if task_id in inserted]
         if fresh:
-            connection.execute(
-                _INSERT_ARGUMENTS, [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
+            _INSERT_ARGUMENTS.run_each(
+                connection, [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
             )
             write_events(
                 connection, self._who, [Change(task_id, TaskState.READY, at, "called") for task_id, _ in fresh]
@@ -272,9 +273,9 @@ def _reopen(connection: Connection, ids: Sequence[int]) -> None:
 def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
     """Return ids for new tasks. They are chosen before, so that they tell which calls were new."""
     if connection.dialect.name == "sqlite":  # this transaction is the only one that writes
-        last = connection.execute(_LAST_ID).scalar_one()
+        (last,) = _LAST_ID.scalars(connection)
         return range(last + 1, last + 1 + count)
-    return list(connection.execute(_NEXT_IDS, {"count": count}).scalars())
+    return _NEXT_IDS.scalars(connection, count=count)
 
 
 @cache
@@ -285,6 +286,12 @@ def _insert(dialect: str, table: Table, *unique: str) -> Any:
     """
     insert: Any = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
     return insert.on_conflict_do_nothing(index_elements=unique)
+
+
+@cache
+def _insert_task(dialect: str) -> Statement:
+    new = ("id", "workflow_id", "run_id", "key", "occurrence", "state", "app", "submitted_at")
+    return Statement(_insert(dialect, tasks, "workflow_id", "key", "occurrence"), *new, *_REVISABLE)
 
 
 def _identity(call: Call) -> tuple[bytes, int]:
@@ -324,27 +331,33 @@ _REVISABLE = (
     "stderr",
 )
 
-_FENCE = select(clock()).where(runs.c.id == bindparam("run"), runs.c.ended_at.is_(None)).with_for_update(read=True)
-
-_LAST_ID = select(func.coalesce(func.max(tasks.c.id), 0))
-
-_NEXT_IDS = select(func.nextval(func.pg_get_serial_sequence(tasks.name, tasks.c.id.name))).select_from(
-    func.generate_series(1, bindparam("count", type_=Integer()))
+_FENCE = Statement(
+    select(clock()).where(runs.c.id == bindparam("run"), runs.c.ended_at.is_(None)).with_for_update(read=True)
 )
 
-_EXISTING = select(tasks.c.id).where(among(tasks.c.id, "ids"))
+_LAST_ID = Statement(select(func.coalesce(func.max(tasks.c.id), 0)))
 
-_INSERT_ARGUMENTS = arguments.insert()
-
-_FINISHED_SINCE = select(tasks.c.id, tasks.c.finish).where(
-    tasks.c.workflow_id == bindparam("workflow"), tasks.c.finish > bindparam("number")
+_NEXT_IDS = Statement(
+    select(func.nextval(func.pg_get_serial_sequence(tasks.name, tasks.c.id.name))).select_from(
+        func.generate_series(1, bindparam("count", type_=Integer()))
+    )
 )
 
-_FETCH = (
+_EXISTING = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")))
+
+_INSERT_ARGUMENTS = Statement(arguments.insert(), "task_id", "payload")
+
+_FINISHED_SINCE = Statement(
+    select(tasks.c.id, tasks.c.finish).where(
+        tasks.c.workflow_id == bindparam("workflow"), tasks.c.finish > bindparam("number")
+    )
+)
+
+_FETCH = Statement(
     select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
     .outerjoin(results, results.c.task_id == tasks.c.id)
     .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
-    .where(among(tasks.c.id, "ids"), tasks.c.state.in_(_FINISHED))
+    .where(among(tasks.c.id, "ids"), or_(*(tasks.c.state == state for state in _FINISHED)))
 )
 
 _REVISE_TASK = tasks.update().where(tasks.c.id == bindparam("t")).values({name: bindparam(name) for name in _REVISABLE})

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import sqlite
 
 from parsl_balsam.db.connect import POSTGRES_OPTIONS, Database, unavailable
 from parsl_balsam.db.schema import notices
+from parsl_balsam.db.statement import Statement
 from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
 
 #: SQLite has no notifications: its change counter is read this often, seconds. The first figure holds right after a
@@ -38,15 +39,20 @@ class Topic(str, Enum):
 def notify(connection: Connection, workflow_id: int, topic: Topic) -> None:
     """Wake those who wait for a topic of a workflow, when this transaction commits."""
     if connection.dialect.name == "postgresql":
-        connection.execute(_NOTIFY, {"channel": _channel(workflow_id, topic)})
+        _NOTIFY.rows(connection, channel=_channel(workflow_id, topic))
     else:
-        connection.execute(_COUNT_UP, {"workflow_id": workflow_id, "topic": topic.value, "count": 1})
+        _COUNT_UP.run(connection, workflow_id=workflow_id, topic=topic.value, count=1)
 
 
-_NOTIFY = sql_select(func.pg_notify(bindparam("channel"), ""))
+_NOTIFY = Statement(sql_select(func.pg_notify(bindparam("channel"), "")))
 
-_COUNT_UP = sqlite.insert(notices).on_conflict_do_update(
-    index_elements=["workflow_id", "topic"], set_={"count": notices.c.count + 1}
+_COUNT_UP = Statement(
+    sqlite.insert(notices).on_conflict_do_update(
+        index_elements=["workflow_id", "topic"], set_={"count": notices.c.count + 1}
+    ),
+    "workflow_id",
+    "topic",
+    "count",
 )
 
 

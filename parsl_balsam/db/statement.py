@@ -1,0 +1,160 @@
+"""Statements that are run for every few tasks: SQLAlchemy puts them together once, and the driver is given the text.
+
+To hand one to SQLAlchemy each time takes many times as long as SQLite needs to carry it out.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy.exc import DBAPIError
+
+#: A value on its way to the driver, or back.
+_Process = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What is the same in each execution."""
+
+    sql: str
+    order: tuple[str, ...] | None  #: of the values, where the driver takes them by place; by name if None
+    constants: Mapping[str, Any]
+    given: tuple[tuple[str, _Process], ...]  #: values that the driver does not take as they are
+
+    def bind(self, values: Mapping[str, Any]) -> Any:
+        bound = {**self.constants, **values}
+        for name, process in self.given:
+            bound[name] = process(bound[name])
+        return bound if self.order is None else tuple([bound[name] for name in self.order])
+
+
+class Statement:
+    """One statement, for both kinds of database.
+
+    Parameters
+    ----------
+    element
+        As SQLAlchemy has it, without values. Lists of values are for `parsl_balsam.db.among`.
+    names
+        The columns that an INSERT fills.
+    """
+
+    def __init__(self, element: Select[Any] | Insert | Update | Delete, *names: str) -> None:
+        self._element = element
+        self._names = list(names) or None
+        self._texts: dict[str, _Text] = {}
+        self._rows: dict[str, Callable[[Sequence[Any]], Any]] = {}
+
+    def rows(self, connection: Connection, **values: Any) -> list[Any]:
+        """Return what is found or written: named tuples."""
+        dialect = connection.dialect
+        text = self._text(dialect)
+        cursor = _execute(connection, text.sql, text.bind(values))
+        row_of = self._rows.get(dialect.name)
+        if row_of is None:
+            row_of = self._rows[dialect.name] = _row_of(self._element, dialect, cursor.description)
+        return [row_of(row) for row in cursor.fetchall()]
+
+    def first(self, connection: Connection, **values: Any) -> Any:
+        """Return the first row; None if there is none."""
+        return next(iter(self.rows(connection, **values)), None)
+
+    def scalars(self, connection: Connection, **values: Any) -> list[Any]:
+        """Return the first column."""
+        return [row[0] for row in self.rows(connection, **values)]
+
+    def run(self, connection: Connection, **values: Any) -> None:
+        """Write."""
+        text = self._text(connection.dialect)
+        _execute(connection, text.sql, text.bind(values))
+
+    def run_each(self, connection: Connection, many: Sequence[Mapping[str, Any]]) -> None:
+        """Write once for each of these values."""
+        text = self._text(connection.dialect)
+        if len(many) == 1:
+            _execute(connection, text.sql, text.bind(many[0]))
+        elif connection.dialect.name == "sqlite":
+            _execute(connection, text.sql, [text.bind(values) for values in many], many=True)
+        elif many:
+            connection.execute(self._element, many)  # psycopg2 would ask the server for each of them
+
+    def _text(self, dialect: Dialect) -> _Text:
+        text = self._texts.get(dialect.name)
+        if text is None:
+            text = self._texts[dialect.name] = _put_together(self._element, self._names, dialect)
+        return text
+
+
+def execute(connection: Connection, sql: str) -> None:
+    """Run a statement that needs no values."""
+    _execute(connection, sql, ())
+
+
+def _put_together(element: Any, names: list[str] | None, dialect: Dialect) -> _Text:
+    if isinstance(element, Insert):
+        element = element.inline()  # or the number of the row would be asked for
+    compiled = element.compile(dialect=dialect, column_keys=names)
+    binds = {name: bind for bind, name in compiled.bind_names.items()}
+    processes = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in binds.items()}
+    constants = {name: bind.effective_value for name, bind in binds.items() if not bind.required}
+    for name in constants:
+        if process := processes.pop(name):
+            constants[name] = process(constants[name])
+    return _Text(
+        str(compiled),
+        tuple(compiled.positiontup) if dialect.positional else None,
+        constants,
+        tuple((name, process) for name, process in processes.items() if process),
+    )
+
+
+def _row_of(element: Any, dialect: Dialect, description: Sequence[Sequence[Any]]) -> Callable[[Sequence[Any]], Any]:
+    """Return what makes a named tuple of a row as the driver gives it."""
+    columns = element.column_descriptions if isinstance(element, Select) else element.returning_column_descriptions
+    kind: Any = namedtuple("Row", (column["name"] for column in columns))  # type: ignore[misc]
+    processes = [
+        (place, process)
+        for place, (column, described) in enumerate(zip(columns, description, strict=True))
+        if (process := column["type"].dialect_impl(dialect).result_processor(dialect, described[1]))
+    ]
+    return partial(_processed, kind, processes) if processes else kind._make
+
+
+def _processed(kind: Any, processes: Sequence[tuple[int, _Process]], row: Sequence[Any]) -> Any:
+    values = list(row)
+    for place, process in processes:
+        values[place] = process(values[place])
+    return kind._make(values)
+
+
+def _execute(connection: Connection, sql: str, values: Any, many: bool = False) -> Any:
+    pooled = connection.connection
+    cursor = pooled.cursor()
+    for hear in connection.dispatch.before_cursor_execute:
+        hear(connection, cursor, sql, values, None, many)
+    try:
+        if many:
+            cursor.executemany(sql, values)
+        else:
+            cursor.execute(sql, values)
+    except BaseException as error:
+        driver = connection.dialect.loaded_dbapi
+        # As SQLAlchemy does: a connection that was lost, or left in the middle of an answer, is not used again.
+        lost = not isinstance(error, Exception) or (
+            isinstance(error, driver.Error) and connection.dialect.is_disconnect(error, pooled.dbapi_connection, cursor)
+        )
+        if lost:
+            connection.invalidate(error)
+        if not isinstance(error, driver.Error):
+            raise
+        wrapped = DBAPIError.instance(
+            sql, values, error, driver.Error, connection_invalidated=lost, dialect=connection.dialect, ismulti=many
+        )
+        raise wrapped from error
+    return cursor
