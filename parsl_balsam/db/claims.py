@@ -70,7 +70,8 @@ class ClaimStore:
         """Renew the lease, record what started, ended or was given back, and claim what is wished for.
 
         It may be repeated when its outcome is unknown: what was written already is not written again, and
-        `release_strays` gives back what was claimed unheard.
+        `release_strays` gives back what was claimed unheard. On SQLite, only ends are on disk when it returns: for the
+        rest see `sync`.
 
         Parameters
         ----------
@@ -84,7 +85,7 @@ class ClaimStore:
         LeaseLost
             If the block was reaped. Nothing was written.
         """
-        with self._database.begin("exchange") as connection:
+        with self._database.begin("exchange", early=not ends) as connection:
             at, superseded, end_wish = self._renew(connection)
             if bool(starts) + bool(ends) + bool(releases) > 1:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
@@ -110,6 +111,16 @@ class ClaimStore:
                 notify(connection, self._workflow_id, Topic.FINISHED)
             finish_ends(connection, self._workflow_id, ended, at)
         return Exchange(claimed, cancelled, wait, superseded, at, more, unserved, end_wish)
+
+    def sync(self) -> None:
+        """Wait until the last exchange is on disk.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            If it may not be there.
+        """
+        self._database.sync()
 
     def functions(self, digests: Iterable[bytes]) -> dict[bytes, bytes]:
         """Return stored functions by digest."""

@@ -20,7 +20,7 @@ from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, pass_point
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
-from parsl_balsam.db.sqlite import sqlite_engine
+from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
 from parsl_balsam.model.errors import (
     ConfigurationError,
     DatabaseDenied,
@@ -122,23 +122,43 @@ class Database:
         return self.url.render_as_string(hide_password=False)
 
     @contextmanager
-    def begin(self, name: str = "") -> Iterator[Connection]:
+    def begin(self, name: str = "", early: bool = False) -> Iterator[Connection]:
         """One transaction that may write.
 
         Parameters
         ----------
         name
             By which tests find its commit, see `parsl_balsam.db.crashpoint`.
+        early
+            On SQLite, whether it is over when all other processes see it, and not only when it is on disk: `sync` waits
+            for that. Between the two it can be lost with the host, and with it all that came later.
 
         Raises
         ------
         DatabaseUnavailable
             If the database is away, locked for too long, or full. Nothing was written, or all of it was.
         """
-        with _translated(self.url), self.engine.begin() as connection:
-            yield connection
-            pass_point(name, Moment.BEFORE)
+        with _translated(self.url), self.engine.connect().execution_options(balsam_early=early) as connection:
+            with connection.begin():
+                connection.info.pop(NOTICE, None)  # of one that was rolled back
+                yield connection
+                pass_point(name, Moment.BEFORE)
+            tell(connection)
         pass_point(name, Moment.AFTER)
+
+    def sync(self) -> None:
+        """Wait until what was committed early is on disk.
+
+        Raises
+        ------
+        DatabaseUnavailable
+            If it may not be there.
+        """
+        if self.is_sqlite:
+            try:
+                sync_log(str(self.url.database))
+            except OSError as error:
+                raise unavailable(self.url, str(error)) from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -11,10 +11,15 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from parsl_balsam.db.statement import execute
+from parsl_balsam.db.watch import touch
 from parsl_balsam.model.errors import DatabaseDenied
 
 #: How soon to try again where SQLite itself does not wait, seconds.
 _AGAIN_S = 0.01
+
+#: In a connection's `info`: the transaction has a notice for others.
+NOTICE = "balsam_notice"
 
 
 def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
@@ -44,17 +49,45 @@ def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
         connection.isolation_level = None  # transactions are begun below, not by the sqlite3 module
         cursor = connection.cursor()
         _use_wal(cursor, busy_s)
-        # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
-        cursor.execute("PRAGMA synchronous=FULL")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("balsam_read_only"):
+            execute(connection, "BEGIN")
+            return
+        # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
+        execute(connection, f"PRAGMA synchronous={'NORMAL' if options.get('balsam_early') else 'FULL'}")
         # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
-        read_only = connection.get_execution_options().get("balsam_read_only")
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        execute(connection, "BEGIN IMMEDIATE")
 
     return engine
+
+
+def tell(connection: Connection) -> None:
+    """Wake those who wait for a notice, if there was one in the transaction that was committed."""
+    if connection.info.pop(NOTICE, False):
+        touch(str(connection.engine.url.database))
+
+
+def sync_log(path: str) -> None:
+    """Wait until all that was committed is on disk.
+
+    Raises
+    ------
+    OSError
+        If it may not be there.
+    """
+    # No lock is held on this file: it may be closed.
+    try:
+        log = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # all was copied to the database itself
+        return
+    try:
+        os.fdatasync(log)
+    finally:
+        os.close(log)
 
 
 def _check_file(path: Path, create: bool) -> None:

@@ -51,7 +51,7 @@ class TaskStore:
         WorkflowLost
             If another run drives the workflow now. Nothing was recorded.
         """
-        with self._database.begin("submit") as connection:
+        with self._database.begin("submit", early=True) as connection:
             at = self._fence(connection)
             if bodies:
                 connection.execute(
@@ -63,6 +63,7 @@ class TaskStore:
             if len(bound) < len(calls):
                 bound |= self._attach(connection, [call for call in calls if _identity(call) not in bound], at)
             notify(connection, self._workflow_id, Topic.WORK)
+        self._database.sync()  # launchers are at it already
         return [bound[_identity(call)] for call in calls]
 
     def finished_since(self, finish: int) -> tuple[list[int], int]:

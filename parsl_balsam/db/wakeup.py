@@ -17,13 +17,19 @@ from sqlalchemy.dialects import sqlite
 
 from parsl_balsam.db.connect import POSTGRES_OPTIONS, Database, unavailable
 from parsl_balsam.db.schema import notices
+from parsl_balsam.db.sqlite import NOTICE
 from parsl_balsam.db.statement import Statement
+from parsl_balsam.db.watch import Watch, watch
 from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
 
-#: SQLite has no notifications: its change counter is read this often, seconds. The first figure holds right after a
-#: change, the second after a long quiet time; between them the interval is a twentieth of the quiet time.
+#: SQLite has no notifications. Who commits a notice sets the times of the file, and where that cannot be heard, the
+#: change counter is read this often, seconds. The first figure holds right after a change, the second after a long
+#: quiet time; between them the interval is a twentieth of the quiet time.
 _SHORTEST_POLL_S = 0.0005
 _LONGEST_POLL_S = 0.02
+
+#: The same where it can be heard: somebody may have been killed between the two.
+_HEARING_POLL_S = 0.1
 
 #: Between two attempts to reach a server that is away, seconds.
 _RECONNECT_S = 0.5
@@ -42,6 +48,7 @@ def notify(connection: Connection, workflow_id: int, topic: Topic) -> None:
         _NOTIFY.rows(connection, channel=_channel(workflow_id, topic))
     else:
         _COUNT_UP.run(connection, workflow_id=workflow_id, topic=topic.value, count=1)
+        connection.info[NOTICE] = True
 
 
 _NOTIFY = Statement(sql_select(func.pg_notify(bindparam("channel"), "")))
@@ -131,6 +138,7 @@ def _channel(workflow_id: int, topic: Topic) -> str:
 class _SqliteWakeup(Wakeup):
     def __init__(self, path: str, workflow_id: int, topic: Topic) -> None:
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._watch = watch(path)
         self._where = (workflow_id, topic.value)
         self._version = 0
         self._count = 0
@@ -165,14 +173,30 @@ class _SqliteWakeup(Wakeup):
                 return True
             if now >= until:
                 return False
-            interval = min(max((now - self._heard_at) / 20, _SHORTEST_POLL_S), _LONGEST_POLL_S, until - now)
-            if select.select([bell], [], [], interval)[0]:
+            if self._listen(bell, min(self._interval(now), until - now)):
                 bell.silence()
                 self._heard_at = now
                 return False
 
+    def _interval(self, now: float) -> float:
+        if self._watch is not None:
+            return _HEARING_POLL_S
+        return min(max((now - self._heard_at) / 20, _SHORTEST_POLL_S), _LONGEST_POLL_S)
+
+    def _listen(self, bell: Bell, seconds: float) -> bool:
+        """Wait until there may be something new, for a time at most; return whether the bell rang."""
+        if self._watch is None:
+            return bool(select.select([bell], [], [], seconds)[0])
+        heard: list[Watch | Bell] = [self._watch, bell]
+        readable, _, _ = select.select(heard, [], [], seconds)
+        if self._watch in readable:
+            self._watch.clear()  # before looking: what comes later is heard again
+        return bell in readable
+
     def close(self) -> None:
         self._connection.close()
+        if self._watch is not None:
+            self._watch.close()
 
 
 class _PostgresWakeup(Wakeup):

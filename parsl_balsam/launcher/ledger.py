@@ -102,10 +102,13 @@ class Ledger(threading.Thread):
         try:
             while True:
                 if self._requests:
-                    answer = self._carry_out(self._requests.popleft())
+                    request = self._requests.popleft()
+                    answer = self._carry_out(request)
                     if answer is not None:
                         self._answers.append(answer)
                     self._bell.ring()
+                    if not request.ends:
+                        self._sync()
                 elif self._closing:
                     return
                 else:
@@ -117,6 +120,13 @@ class Ledger(threading.Thread):
             self.failure = error
         finally:
             self._bell.ring()
+
+    def _sync(self) -> None:
+        # Now that tasks are starting.
+        try:
+            self._claims.sync()
+        except DatabaseUnavailable as error:
+            self._outage.note(error)
 
     def _wait(self) -> None:
         due = max(0.0, self._reap_at - time.monotonic())
