@@ -21,6 +21,9 @@ _AGAIN_S = 0.01
 #: In a connection's `info`: the transaction has a notice for others.
 NOTICE = "balsam_notice"
 
+#: There, too: what its commits wait for.
+_LEVEL = "balsam_synchronous"
+
 
 def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
     """Return what makes connections to a file.
@@ -58,7 +61,10 @@ def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
             execute(connection, "BEGIN")
             return
         # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
-        execute(connection, f"PRAGMA synchronous={'NORMAL' if options.get('balsam_early') else 'FULL'}")
+        level = "NORMAL" if options.get("balsam_early") else "FULL"
+        if connection.info.get(_LEVEL) != level:
+            execute(connection, f"PRAGMA synchronous={level}")
+            connection.info[_LEVEL] = level
         # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
         execute(connection, "BEGIN IMMEDIATE")
 

@@ -136,7 +136,7 @@ def _processed(kind: Any, processes: Sequence[tuple[int, _Process]], row: Sequen
 def _execute(connection: Connection, sql: str, values: Any, many: bool = False) -> Any:
     pooled = connection.connection
     cursor = pooled.cursor()
-    for hear in connection.dispatch.before_cursor_execute:
+    for hear in connection.engine.dispatch.before_cursor_execute:
         hear(connection, cursor, sql, values, None, many)
     try:
         if many:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -69,13 +69,43 @@ class TaskStore:
     def finished_since(self, finish: int) -> tuple[list[int], int]:
         """Return the ids of the tasks that ended after a point, and the point to ask from next time."""
         with self._database.read() as connection:
-            rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
-        return [row.id for row in rows], max((row.finish for row in rows), default=finish)
+            return self._finished_since(connection, finish)
 
     def fetch(self, ids: Sequence[int]) -> list[FinishedTask]:
         """Return tasks that are in a terminal state, with what they returned or raised."""
         with self._database.read() as connection:
-            rows = _FETCH.rows(connection, ids=list(ids))
+            return self._fetch(connection, ids)
+
+    def fetch_since(
+        self, finish: int, choose: Callable[[list[int]], list[int]], most: int
+    ) -> tuple[list[FinishedTask], list[int], int]:
+        """Do what `finished_since` and `fetch` do, in one transaction.
+
+        Parameters
+        ----------
+        choose
+            Is given the tasks that ended, and returns those to fetch.
+        most
+            So many are fetched.
+
+        Returns
+        -------
+        tuple
+            The tasks that were fetched, the ids of the others to fetch, and the point to ask from next time.
+        """
+        with self._database.read() as connection:
+            over, finish = self._finished_since(connection, finish)
+            chosen = choose(over)
+            return self._fetch(connection, chosen[:most]), chosen[most:], finish
+
+    def _finished_since(self, connection: Connection, finish: int) -> tuple[list[int], int]:
+        rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
+        return [row.id for row in rows], max((row.finish for row in rows), default=finish)
+
+    def _fetch(self, connection: Connection, ids: Sequence[int]) -> list[FinishedTask]:
+        if not ids:
+            return []
+        rows = _FETCH.rows(connection, ids=list(ids))
         return [
             FinishedTask(
                 row.id, TaskState(row.state), row.payload, Outcome(row.outcome) if row.outcome else None, row.error

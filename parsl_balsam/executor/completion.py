@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import InvalidStateError
 from typing import Any
 
@@ -112,20 +112,19 @@ class Completion(threading.Thread):
     def _look(self) -> None:
         while self._results:
             self._complete(self._results.popleft())
-        over, finish = self._store.finished_since(self._finish)
-        wanted = self._pending.keep_waited_for(over)
-        handed = len(self._over)
-        wanted += [self._over[i] for i in range(handed)]
-        for start in range(0, len(wanted), _FETCH):
-            self._fetch(wanted[start : start + _FETCH])
+        handed = [self._over[i] for i in range(len(self._over))]
+        found, rest, finish = self._store.fetch_since(
+            self._finish, lambda over: self._pending.keep_waited_for(over) + handed, _FETCH
+        )
+        for finished in found:
+            self._complete(finished)
+        for start in range(0, len(rest), _FETCH):
+            for finished in self._store.fetch(rest[start : start + _FETCH]):
+                self._complete(finished)
         # Only now: a fetch that failed is made again.
         self._finish = finish
-        for _ in range(handed):
+        for _ in handed:
             self._over.popleft()
-
-    def _fetch(self, ids: Sequence[int]) -> None:
-        for finished in self._store.fetch(ids):
-            self._complete(finished)
 
     def _complete(self, finished: FinishedTask) -> None:
         futures = self._pending.take(finished.task_id)
