@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from parsl_balsam.db.connect import POSTGRES_IDLE_IN_TRANSACTION_S, Database
+from parsl_balsam.db.connect import Database
 from parsl_balsam.db.history import Event, events_after
+from parsl_balsam.db.postgres import POSTGRES_IDLE_IN_TRANSACTION_S
 
 #: An event with a lower id than others may be committed after them by this time, seconds.
 _LATE_S = 2.0 * POSTGRES_IDLE_IN_TRANSACTION_S

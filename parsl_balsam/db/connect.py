@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sqlalchemy import URL, Connection, Engine, create_engine, func, inspect, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, func, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -19,6 +19,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, pass_point
+from parsl_balsam.db.postgres import postgres_engine
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
 from parsl_balsam.model.errors import (
@@ -34,9 +35,6 @@ SQLITE_BUSY_S = 30.0
 
 #: The same for launchers, which try again by themselves, and must be able to end meanwhile.
 LAUNCHER_BUSY_S = 5.0
-
-#: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
-POSTGRES_IDLE_IN_TRANSACTION_S = 20
 
 #: How libpq and the server say that nobody at all can use the database now. The end of one connection does not: others
 #: may still be served.
@@ -61,23 +59,9 @@ _DENIED_SIGNS = (
 )
 _NO_SUCH_DATABASE = re.compile(r'(database|role) ".*" does not exist')
 
-#: Options of every connection to PostgreSQL. The last four notice within half a minute that the server's node is gone.
-POSTGRES_OPTIONS = {
-    "connect_timeout": 10,
-    "application_name": "parsl-balsam",
-    "options": f"-c idle_in_transaction_session_timeout={POSTGRES_IDLE_IN_TRANSACTION_S * 1000}",
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 15_000,
-}
-
 #: How many transactions a process may have under way at the same time, where it does not say. A script has five threads
 #: that use the database: its own, Parsl's poller, and those that submit, complete and renew.
 USUAL_CONNECTIONS = 5
-
-#: So many of them stay open between transactions.
-_KEPT_CONNECTIONS = 2
 
 #: Serialises the making and the changing of the tables. Any constant will do, as long as it is ours.
 CREATE_LOCK = 0x62616C73616D
@@ -171,10 +155,17 @@ class Database:
         """
         with (
             _translated(self.url),
-            self.engine.connect().execution_options(balsam_read_only=True) as connection,
+            self.engine.connect().execution_options(**self._reading) as connection,
             connection.begin(),
         ):
             yield connection
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        if self.is_sqlite:
+            return {"balsam_read_only": True}
+        # Each statement sees what is committed when it begins, be it in a transaction or not: to have none is quicker.
+        return {"isolation_level": "AUTOCOMMIT"}
 
     def close(self) -> None:
         """Close all connections that are not in use."""
@@ -313,19 +304,7 @@ def resolve(where: str | Path) -> URL:
 def _connect(url: URL, create: bool, busy_s: float | None = None, connections: int = USUAL_CONNECTIONS) -> Database:
     if url.get_backend_name() == "sqlite":
         return Database(url, sqlite_engine(url, create, SQLITE_BUSY_S if busy_s is None else busy_s))
-    return Database(url, _postgres_engine(url, connections))
-
-
-def _postgres_engine(url: URL, connections: int) -> Engine:
-    kept = min(connections, _KEPT_CONNECTIONS)
-    return create_engine(
-        url,
-        pool_size=kept,
-        max_overflow=connections - kept,
-        pool_pre_ping=True,
-        executemany_mode="values_plus_batch",
-        connect_args=POSTGRES_OPTIONS,
-    )
+    return Database(url, postgres_engine(url, connections))
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, bindparam, func
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects import sqlite
 
-from parsl_balsam.db.connect import POSTGRES_OPTIONS, Database, unavailable
+from parsl_balsam.db.connect import Database, unavailable
+from parsl_balsam.db.postgres import POSTGRES_OPTIONS
 from parsl_balsam.db.schema import notices
 from parsl_balsam.db.sqlite import NOTICE
 from parsl_balsam.db.statement import Statement

@@ -22,13 +22,14 @@ from click.testing import CliRunner, Result
 from sqlalchemy import MetaData, make_url, text
 
 from parsl_balsam.cli.main import main
-from parsl_balsam.db import connect, history
+from parsl_balsam.db import history
 from parsl_balsam.db import upgrade as upgrades
 from parsl_balsam.db.binaries import BINARIES_VARIABLE
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.connect import Database, open_any_version, open_database
 from parsl_balsam.db.drivers import this_process
 from parsl_balsam.db.migrations import STEPS
+from parsl_balsam.db.postgres import POSTGRES_OPTIONS
 from parsl_balsam.db.runs import Driver
 from parsl_balsam.db.schema import SCHEMA_VERSION
 from parsl_balsam.db.server import Server
@@ -332,7 +333,7 @@ def test_backup_may_take_longer_than_transactions_may_be_idle(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_earlier(postgres_url, 1).close()
-    monkeypatch.setitem(connect.POSTGRES_OPTIONS, "options", "-c idle_in_transaction_session_timeout=100")
+    monkeypatch.setitem(POSTGRES_OPTIONS, "options", "-c idle_in_transaction_session_timeout=100")
     back_up = upgrades.back_up
 
     def take_long(database: Database, *rest: Any) -> Any:

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 import parsl_balsam
-from parsl_balsam.db.connect import POSTGRES_IDLE_IN_TRANSACTION_S, open_database
+from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.postgres import POSTGRES_IDLE_IN_TRANSACTION_S
 from parsl_balsam.db.runs import end_run
 from parsl_balsam.db.schema import blocks, tasks
 from parsl_balsam.db.server import Server
