@@ -18,10 +18,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Float
 
-from parsl_balsam.db.crashpoint import Moment, pass_point
+from parsl_balsam.db.crashpoint import Moment, is_point, pass_point
 from parsl_balsam.db.postgres import postgres_engine
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
+from parsl_balsam.db.statement import send
 from parsl_balsam.model.errors import (
     ConfigurationError,
     DatabaseDenied,
@@ -126,6 +127,8 @@ class Database:
             with connection.begin():
                 connection.info.pop(NOTICE, None)  # of one that was rolled back
                 yield connection
+                if is_point(name):
+                    send(connection)
                 pass_point(name, Moment.BEFORE)
             tell(connection)
         pass_point(name, Moment.AFTER)
@@ -155,17 +158,10 @@ class Database:
         """
         with (
             _translated(self.url),
-            self.engine.connect().execution_options(**self._reading) as connection,
+            self.engine.connect().execution_options(balsam_read_only=True) as connection,
             connection.begin(),
         ):
             yield connection
-
-    @property
-    def _reading(self) -> dict[str, Any]:
-        if self.is_sqlite:
-            return {"balsam_read_only": True}
-        # Each statement sees what is committed when it begins, be it in a transaction or not: to have none is quicker.
-        return {"isolation_level": "AUTOCOMMIT"}
 
     def close(self) -> None:
         """Close all connections that are not in use."""

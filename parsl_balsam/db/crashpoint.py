@@ -48,6 +48,11 @@ _point = CrashPoint.read(os.environ)
 _passed: Counter[tuple[str, Moment]] = Counter()
 
 
+def is_point(transaction: str) -> bool:
+    """Tell whether this process may be stopped at a transaction: then all must be written before its commit."""
+    return _point is not None and transaction == _point.transaction
+
+
 def pass_point(transaction: str, moment: Moment) -> None:
     """Stop this process here, if that is wanted."""
     if _point is None or (transaction, moment) != (_point.transaction, _point.moment):

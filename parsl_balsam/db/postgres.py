@@ -7,9 +7,12 @@ import time
 from typing import Any
 
 import psycopg2
-from sqlalchemy import URL, Engine, create_engine, event
+from psycopg2 import extensions
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from parsl_balsam.db.statement import execute, forget_unsent, put_off_first, send, unsent
 
 #: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
 POSTGRES_IDLE_IN_TRANSACTION_S = 20
@@ -44,7 +47,41 @@ def postgres_engine(url: URL, connections: int) -> Engine:
         max_overflow=connections - kept,
         executemany_mode="values_plus_batch",
         connect_args=POSTGRES_OPTIONS,
+        isolation_level="AUTOCOMMIT",  # transactions are begun and ended below, which saves ways to the server
     )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("balsam_read_only"):
+            # Each statement sees what is committed when it begins, be it in a transaction or not.
+            forget_unsent(connection)
+        else:
+            put_off_first(connection, "BEGIN")
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def catch_up(connection: Connection, _cursor: Any, _sql: str, _values: Any, context: object, _many: bool) -> None:
+        if context is not None:  # it is not one of `parsl_balsam.db.statement`, which does so by itself
+            send(connection)
+
+    @event.listens_for(engine, "commit")
+    def commit(connection: Connection) -> None:
+        if _in_transaction(connection.connection.dbapi_connection) or unsent(connection) > 1:
+            execute(connection, "COMMIT")
+        else:  # at most it has begun
+            forget_unsent(connection)
+
+    @event.listens_for(engine, "rollback")
+    def roll_back(connection: Connection) -> None:
+        if not connection.invalidated:
+            forget_unsent(connection)
+            if _in_transaction(connection.connection.dbapi_connection):
+                execute(connection, "ROLLBACK")
+
+    @event.listens_for(engine, "reset")
+    def reset(connection: Any, _record: ConnectionPoolEntry, _state: object) -> None:
+        if _in_transaction(connection):
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
 
     @event.listens_for(engine, "checkin")
     def note_use(_connection: Any, record: ConnectionPoolEntry) -> None:
@@ -64,3 +101,11 @@ def postgres_engine(url: URL, connections: int) -> Engine:
             raise InvalidatePoolError from error
 
     return engine
+
+
+def _in_transaction(connection: Any) -> bool:
+    return connection.get_transaction_status() in (
+        extensions.TRANSACTION_STATUS_ACTIVE,
+        extensions.TRANSACTION_STATUS_INTRANS,
+        extensions.TRANSACTION_STATUS_INERROR,
+    )

@@ -1,6 +1,7 @@
 """Statements that are run for every few tasks: SQLAlchemy puts them together once, and the driver is given the text.
 
-To hand one to SQLAlchemy each time takes many times as long as SQLite needs to carry it out.
+To hand one to SQLAlchemy each time takes many times as long as SQLite needs to carry it out. With PostgreSQL it is the
+ways to the server that take time: what only writes is put off, and goes there with the next question, or the COMMIT.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
+
+#: In a connection's `info`: what was put off, as the server is to get it.
+_UNSENT = "balsam_unsent"
+
+#: So much is not put off any more, bytes.
+_MUCH = 1 << 16
+
+#: So many rows are quicker inserted by one statement each than by one that SQLAlchemy has to write.
+_FEW = 4
 
 #: A value on its way to the driver, or back.
 _Process = Callable[[Any], Any]
@@ -71,18 +81,20 @@ class Statement:
 
     def run(self, connection: Connection, **values: Any) -> None:
         """Write."""
-        text = self._text(connection.dialect)
-        _execute(connection, text.sql, text.bind(values))
+        self.run_each(connection, [values])
 
     def run_each(self, connection: Connection, many: Sequence[Mapping[str, Any]]) -> None:
         """Write once for each of these values."""
         text = self._text(connection.dialect)
-        if len(many) == 1:
+        if connection.dialect.name != "sqlite":
+            if isinstance(self._element, Insert) and len(many) > _FEW:
+                connection.execute(self._element, many)
+            else:
+                _put_off(connection, text.sql, [text.bind(values) for values in many])
+        elif len(many) == 1:
             _execute(connection, text.sql, text.bind(many[0]))
-        elif connection.dialect.name == "sqlite":
+        else:
             _execute(connection, text.sql, [text.bind(values) for values in many], many=True)
-        elif many:
-            connection.execute(self._element, many)  # psycopg2 would ask the server for each of them
 
     def _text(self, dialect: Dialect) -> _Text:
         text = self._texts.get(dialect.name)
@@ -92,8 +104,42 @@ class Statement:
 
 
 def execute(connection: Connection, sql: str) -> None:
-    """Run a statement that needs no values."""
+    """Run a statement that needs no values, after those that were put off."""
     _execute(connection, sql, ())
+
+
+def put_off_first(connection: Connection, sql: str) -> None:
+    """Let a transaction start with a statement that needs no values. It is run with the next one."""
+    connection.info[_UNSENT] = [sql.encode()]
+
+
+def forget_unsent(connection: Connection) -> None:
+    """Do not run what was put off."""
+    connection.info.pop(_UNSENT, None)
+
+
+def unsent(connection: Connection) -> int:
+    """Return how many statements are put off."""
+    return len(connection.info.get(_UNSENT, ()))
+
+
+def send(connection: Connection) -> None:
+    """Run what was put off."""
+    if unsent(connection):
+        _execute(connection, "", ())
+
+
+def _put_off(connection: Connection, sql: str, many: Sequence[Any]) -> None:
+    if len(connection.engine.dispatch.before_cursor_execute) > 1:
+        # Somebody but `parsl_balsam.db.postgres` listens, and may stop the transaction just before this statement.
+        for values in many:
+            _execute(connection, sql, values)
+        return
+    cursor = connection.connection.cursor()
+    waiting = connection.info.setdefault(_UNSENT, [])
+    waiting += [cursor.mogrify(sql, values) for values in many]
+    if sum(map(len, waiting)) > _MUCH:
+        send(connection)
 
 
 def _put_together(element: Any, names: list[str] | None, dialect: Dialect) -> _Text:
@@ -138,8 +184,11 @@ def _execute(connection: Connection, sql: str, values: Any, many: bool = False) 
     cursor = pooled.cursor()
     for hear in connection.engine.dispatch.before_cursor_execute:
         hear(connection, cursor, sql, values, None, many)
+    waiting = pooled.info.pop(_UNSENT, None)
     try:
-        if many:
+        if waiting:
+            cursor.execute(b";".join([*waiting, cursor.mogrify(sql, values)] if sql else waiting))
+        elif many:
             cursor.executemany(sql, values)
         else:
             cursor.execute(sql, values)

@@ -46,7 +46,7 @@ class Topic(str, Enum):
 def notify(connection: Connection, workflow_id: int, topic: Topic) -> None:
     """Wake those who wait for a topic of a workflow, when this transaction commits."""
     if connection.dialect.name == "postgresql":
-        _NOTIFY.rows(connection, channel=_channel(workflow_id, topic))
+        _NOTIFY.run(connection, channel=_channel(workflow_id, topic))
     else:
         _COUNT_UP.run(connection, workflow_id=workflow_id, topic=topic.value, count=1)
         connection.info[NOTICE] = True
