@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.wakeup import Bell, Topic, listen, notify
+from parsl_balsam.db.watch import touch, watch
 from parsl_balsam.model.states import Outcome
 
 from .conftest import LIMIT_S, Campaign, Launcher, Story, check_invariants, column, wait_until
@@ -175,6 +179,68 @@ def test_another_process_wakes(database: Database, database_url: str, stack: Exi
     subprocess.run([sys.executable, "-c", NOTIFY], input=database_url, text=True, check=True, timeout=LIMIT_S)
     waiter.expect(1)
     check_invariants(database)
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Iterator[Database]:
+    """A database without tasks in a file, for what concerns files only."""
+    with closing(open_database(f"sqlite:///{tmp_path / 'balsam.db'}")) as database:
+        yield database
+
+
+def test_notice_is_heard_and_not_looked_for(
+    sqlite_database: Database, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parsl_balsam.db.wakeup._HEARING_POLL_S", NEVER_S)
+    waiter = wait_for(stack, sqlite_database, 1, Topic.FINISHED)
+    url = str(sqlite_database.url)
+    for count in (1, 2, 3):
+        subprocess.run([sys.executable, "-c", NOTIFY], input=url, text=True, check=True, timeout=LIMIT_S)
+        waiter.expect(count)
+    check_invariants(sqlite_database)
+
+
+def test_notice_wakes_where_files_cannot_be_watched(
+    sqlite_database: Database, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parsl_balsam.db.wakeup.watch", lambda _: None)
+    waiter = wait_for(stack, sqlite_database, 1, Topic.FINISHED)
+    for count in (1, 2, 3):
+        commit_notice(sqlite_database, 1, Topic.FINISHED)
+        waiter.expect(count)
+    check_invariants(sqlite_database)
+
+
+def test_notice_wakes_though_its_writer_was_killed_before_it_told(
+    sqlite_database: Database, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("parsl_balsam.db.connect.tell", lambda _: None)
+    waiter = wait_for(stack, sqlite_database, 1, Topic.FINISHED)
+    commit_notice(sqlite_database, 1, Topic.FINISHED)
+    waiter.expect(1)
+    check_invariants(sqlite_database)
+
+
+def test_file_that_cannot_be_watched_costs_no_descriptor(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    assert watch(str(tmp_path / "missing")) is None
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_watch_hears_only_what_comes_after_it_was_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    heard = watch(str(path))
+    assert heard is not None
+    with closing(heard):
+        assert not select.select([heard], [], [], 0.0)[0]
+        for _ in range(3):
+            touch(str(path))
+        assert select.select([heard], [], [], LIMIT_S)[0]
+        heard.clear()
+        assert not select.select([heard], [], [], 0.0)[0]
+        touch(str(path))
+        assert select.select([heard], [], [], LIMIT_S)[0]
 
 
 LISTENERS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'parsl-balsam wakeup'"
