@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, is_point, pass_point
+from parsl_balsam.db.mode import Mode, note_mode
 from parsl_balsam.db.postgres import postgres_engine
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
@@ -95,6 +97,8 @@ class Database:
 
     url: URL
     engine: Engine
+    #: To take one out of SQLAlchemy's pool and to put it back takes longer than a transaction on SQLite.
+    _idle: deque[Connection] = field(default_factory=deque, compare=False, repr=False)
 
     @property
     def is_sqlite(self) -> bool:
@@ -123,7 +127,8 @@ class Database:
         DatabaseUnavailable
             If the database is away, locked for too long, or full. Nothing was written, or all of it was.
         """
-        with _translated(self.url), self.engine.connect().execution_options(balsam_early=early) as connection:
+        with _translated(self.url), self._connection() as connection:
+            note_mode(connection, Mode.EARLY if early else Mode.WRITE)
             with connection.begin():
                 connection.info.pop(NOTICE, None)  # of one that was rolled back
                 yield connection
@@ -156,15 +161,32 @@ class Database:
         DatabaseUnavailable
             If the database is away.
         """
-        with (
-            _translated(self.url),
-            self.engine.connect().execution_options(balsam_read_only=True) as connection,
-            connection.begin(),
-        ):
+        with _translated(self.url), self._connection() as connection:
+            note_mode(connection, Mode.READ)
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        if not self.is_sqlite:
+            with self.engine.connect() as connection:
+                yield connection
+            return
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self.engine.connect()
+        try:
             yield connection
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
 
     def close(self) -> None:
         """Close all connections that are not in use."""
+        while self._idle:
+            self._idle.pop().close()
         self.engine.dispose()
 
 

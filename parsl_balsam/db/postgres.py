@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from parsl_balsam.db.mode import Mode, take_mode
 from parsl_balsam.db.statement import execute, forget_unsent, put_off_first, send, unsent
 
 #: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
@@ -52,7 +53,7 @@ def postgres_engine(url: URL, connections: int) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("balsam_read_only"):
+        if take_mode(connection) is Mode.READ:
             # Each statement sees what is committed when it begins, be it in a transaction or not.
             forget_unsent(connection)
         else:

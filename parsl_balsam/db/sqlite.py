@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from parsl_balsam.db.mode import Mode, take_mode
 from parsl_balsam.db.statement import execute
 from parsl_balsam.db.watch import touch
 from parsl_balsam.model.errors import DatabaseDenied
@@ -56,12 +57,12 @@ def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("balsam_read_only"):
+        mode = take_mode(connection)
+        if mode is Mode.READ:
             execute(connection, "BEGIN")
             return
         # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
-        level = "NORMAL" if options.get("balsam_early") else "FULL"
+        level = "NORMAL" if mode is Mode.EARLY else "FULL"
         if connection.info.get(_LEVEL) != level:
             execute(connection, f"PRAGMA synchronous={level}")
             connection.info[_LEVEL] = level
