@@ -12,6 +12,7 @@ from sqlalchemy import Boolean, Connection, Float, Integer, bindparam, case, fun
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
+from parsl_balsam.db.copying import select_rows
 from parsl_balsam.db.endings import begin_ends, finish_ends, record_ends, unclaim
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
@@ -259,7 +260,7 @@ class ClaimStore:
         rows = sorted(rows, key=lambda row: (-row.priority, -row.nodes, row.id))
         ids = [row.id for row in rows]
         payloads: Mapping[int, bytes] = {
-            row.task_id: bytes(row.payload) for row in _ARGUMENTS.rows(connection, ids=ids)
+            row.task_id: row.payload for row in select_rows(connection, _ARGUMENTS, ids=ids)
         }
         _INSERT_ATTEMPTS.run_each(
             connection,

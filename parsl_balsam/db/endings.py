@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 
 from parsl_balsam.db.among import among
+from parsl_balsam.db.copying import insert_rows
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import attempts, results, runs, tasks, workflows
 from parsl_balsam.db.statement import Statement
@@ -75,7 +76,7 @@ def begin_ends(connection: Connection, ends: Sequence[AttemptEnd], who: str, at:
         for end in ends
         if end.payload is not None and verdicts[end.task_id].state in TERMINAL
     ]:
-        _INSERT_RESULTS.run_each(connection, payloads)
+        insert_rows(connection, results, payloads)
     _END_ATTEMPT.run_each(connection, [_attempt_row(end, verdicts[end.task_id], at) for end in ends])
     changes: list[Change] = []
     for end in ends:
@@ -242,8 +243,6 @@ def storable(text: str | None) -> str | None:
     # PostgreSQL takes neither NUL nor lone surrogates; programs print both, and names of files have the latter.
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
-
-_INSERT_RESULTS = Statement(results.insert(), "task_id", "payload")
 
 _COUNT_UP = Statement(
     workflows.update()

@@ -12,6 +12,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from parsl_balsam.db.copying import enable_copying
 from parsl_balsam.db.mode import Mode, take_mode
 from parsl_balsam.db.statement import execute, forget_unsent, put_off_first, send, unsent
 
@@ -101,6 +102,7 @@ def postgres_engine(url: URL, connections: int) -> Engine:
         except psycopg2.Error as error:
             raise InvalidatePoolError from error
 
+    enable_copying(engine)
     return engine
 
 

@@ -56,7 +56,7 @@ class Statement:
     """
 
     def __init__(self, element: Select[Any] | Insert | Update | Delete, *names: str) -> None:
-        self._element = element
+        self.element = element
         self._names = list(names) or None
         self._texts: dict[str, _Text] = {}
         self._rows: dict[str, Callable[[Sequence[Any]], Any]] = {}
@@ -68,7 +68,7 @@ class Statement:
         cursor = _execute(connection, text.sql, text.bind(values))
         row_of = self._rows.get(dialect.name)
         if row_of is None:
-            row_of = self._rows[dialect.name] = _row_of(self._element, dialect, cursor.description)
+            row_of = self._rows[dialect.name] = _row_of(self.element, dialect, cursor.description)
         return [row_of(row) for row in cursor.fetchall()]
 
     def first(self, connection: Connection, **values: Any) -> Any:
@@ -87,8 +87,8 @@ class Statement:
         """Write once for each of these values."""
         text = self._text(connection.dialect)
         if connection.dialect.name != "sqlite":
-            if isinstance(self._element, Insert) and len(many) > _FEW:
-                connection.execute(self._element, many)
+            if isinstance(self.element, Insert) and len(many) > _FEW:
+                connection.execute(self.element, many)
             else:
                 _put_off(connection, text.sql, [text.bind(values) for values in many])
         elif len(many) == 1:
@@ -99,7 +99,7 @@ class Statement:
     def _text(self, dialect: Dialect) -> _Text:
         text = self._texts.get(dialect.name)
         if text is None:
-            text = self._texts[dialect.name] = _put_together(self._element, self._names, dialect)
+            text = self._texts[dialect.name] = _put_together(self.element, self._names, dialect)
         return text
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.copying import insert_rows, select_rows
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
@@ -105,7 +106,7 @@ class TaskStore:
     def _fetch(self, connection: Connection, ids: Sequence[int]) -> list[FinishedTask]:
         if not ids:
             return []
-        rows = _FETCH.rows(connection, ids=list(ids))
+        rows = select_rows(connection, _FETCH, ids=list(ids))
         return [
             FinishedTask(
                 row.id, TaskState(row.state), row.payload, Outcome(row.outcome) if row.outcome else None, row.error
@@ -146,8 +147,8 @@ class TaskStore:
         inserted = set(_EXISTING.scalars(connection, ids=list(ids)))
         fresh = [(task_id, call) for task_id, call in zip(ids, calls, strict=True) if task_id in inserted]
         if fresh:
-            _INSERT_ARGUMENTS.run_each(
-                connection, [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
+            insert_rows(
+                connection, arguments, [{"task_id": task_id, "payload": call.payload} for task_id, call in fresh]
             )
             write_events(
                 connection, self._who, [Change(task_id, TaskState.READY, at, "called") for task_id, _ in fresh]
@@ -160,10 +161,7 @@ class TaskStore:
         # Read after the tasks are locked, not with them: a task that ended while its lock was waited for would be seen
         # as done, but without its result.
         done = [row.id for row in met.values() if row.state == TaskState.DONE.value]
-        recorded = {
-            row.task_id: bytes(row.payload)
-            for row in connection.execute(select(results).where(among(results.c.task_id, done)))
-        }
+        recorded = {row.task_id: row.payload for row in (select_rows(connection, _RECORDED, ids=done) if done else ())}
         bound: dict[tuple[bytes, int], Bound] = {}
         reopen: list[int] = []
         revise: list[tuple[int, Call]] = []
@@ -376,7 +374,7 @@ _NEXT_IDS = Statement(
 
 _EXISTING = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")))
 
-_INSERT_ARGUMENTS = Statement(arguments.insert(), "task_id", "payload")
+_RECORDED = Statement(select(results).where(among(results.c.task_id, "ids")))
 
 _FINISHED_SINCE = Statement(
     select(tasks.c.id, tasks.c.finish).where(
