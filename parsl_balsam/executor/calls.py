@@ -150,7 +150,7 @@ class CallBook:
                 return os.urandom(16)
         if layers and any(name in kwargs for name in _MONITORING):  # they number the try, and this may be a second one
             payload = encode((tuple(args), {name: kwargs[name] for name in kwargs if name not in _MONITORING}))
-        return digest(function + payload)
+        return digest(function, payload)
 
     def _warn(self, app: str, reason: NoStableIdentity) -> None:
         if app not in self._warned:

@@ -44,7 +44,7 @@ def encode(value: object) -> bytes:
         ) from reason
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes | memoryview) -> Any:
     """Return the object that was encoded.
 
     Raises
@@ -79,9 +79,12 @@ def is_plain(value: object, depth: int = 4) -> bool:
     return False
 
 
-def digest(body: bytes) -> bytes:
-    """Return the name under which bytes are stored once."""
-    return hashlib.blake2b(body, digest_size=16).digest()
+def digest(*parts: bytes) -> bytes:
+    """Return the name under which bytes are stored once; those of several parts are taken as one."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(part)
+    return found.digest()
 
 
 class _Dilled:

@@ -54,14 +54,14 @@ class Signer:
         UntrustedPayload
             If it was not this key's owner who called just this.
         """
-        return self._open(_of_call(task), task.payload, f"the call of task {task.task_id}")
+        return bytes(self._open(_of_call(task), task.payload, f"the call of task {task.task_id}"))
 
     def seal_result(self, task: ClaimedTask, payload: bytes) -> bytes:
         """Return what became of a task, sealed."""
         return self._seal(_of_result(task.key, task.occurrence), payload)
 
-    def open_result(self, task_id: int, key: bytes, occurrence: int, payload: bytes) -> bytes:
-        """Return what became of the n-th call with a key.
+    def open_result(self, task_id: int, key: bytes, occurrence: int, payload: bytes) -> memoryview:
+        """Return what became of the n-th call with a key. It is not copied: it may be large, and is read only once.
 
         Raises
         ------
@@ -90,15 +90,15 @@ class Signer:
     def _seal(self, what: tuple[bytes, ...], payload: bytes) -> bytes:
         return b"".join((_MAGIC, self._sign(what, payload), payload))
 
-    def _open(self, what: tuple[bytes, ...], sealed: bytes, shown: str) -> bytes:
+    def _open(self, what: tuple[bytes, ...], sealed: bytes, shown: str) -> memoryview:
         if not sealed.startswith(_MAGIC):
             raise UntrustedPayload(f"{shown} is not signed, or by another version of parsl-balsam. {_ADVICE}")
-        payload = sealed[_HEAD_BYTES:]
+        payload = memoryview(sealed)[_HEAD_BYTES:]
         if not hmac.compare_digest(sealed[len(_MAGIC) : _HEAD_BYTES], self._sign(what, payload)):
             raise UntrustedPayload(f"{shown} was altered, or not signed with your key. {_ADVICE}")
         return payload
 
-    def _sign(self, what: tuple[bytes, ...], payload: bytes) -> bytes:
+    def _sign(self, what: tuple[bytes, ...], payload: bytes | memoryview) -> bytes:
         mac = self._mac.copy()
         # With their lengths: otherwise the end of one part could be taken for the beginning of the next.
         mac.update(b"".join(len(part).to_bytes(8, "big") + part for part in (*what, b"")))
