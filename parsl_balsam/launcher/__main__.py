@@ -14,6 +14,7 @@ from parsl_balsam.db.outage import until_it_answers
 from parsl_balsam.db.private import read_private
 from parsl_balsam.launcher.block import prepare
 from parsl_balsam.launcher.launcher import run_block
+from parsl_balsam.launcher.memory import keep_freed_memory
 from parsl_balsam.model.errors import BalsamError
 from parsl_balsam.model.launch import LaunchOrder
 
@@ -26,6 +27,7 @@ _CONNECTIONS = 1
 def main() -> int:
     """Run the launcher of a block; return the exit code of the batch job."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    keep_freed_memory()
     order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
     try:
         order = LaunchOrder.loads(read_private(order_file), str(order_file))
