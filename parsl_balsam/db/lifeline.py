@@ -41,6 +41,8 @@ class Lifeline:
             If nobody may rely on it: the block was given up, or the file is lost.
         """
         os.utime(self._path, times=(at, at))
+        # The kernel may have found the file just before it was taken away, and set its time after that was read.
+        self._path.stat()
 
     def cut(self, lease_s: float, now: float) -> bool:
         """Take the file away if its time is longer ago than a lease; return whether the block may be given up."""

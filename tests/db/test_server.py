@@ -34,6 +34,7 @@ from parsl_balsam.db.schema import SCHEMA_VERSION, metadata
 from parsl_balsam.db.server import Server, is_server_directory
 from parsl_balsam.db.wakeup import Bell, Topic, listen, notify
 from parsl_balsam.model.errors import BackupFailed, DatabaseUnavailable, ServerError
+from tests.db.conftest import wait_until
 from tests.requirements import unavailable
 
 ODD_NAME = """it's "my" $HOME `id` \\ server"""
@@ -175,7 +176,7 @@ def test_life_of_a_server(
 
     server.stop()
     assert not server.status().running
-    assert processes(server) == []
+    wait_until(lambda: processes(server) == [])
     with pytest.raises(psycopg2.OperationalError):
         connect(url)
 
@@ -212,7 +213,7 @@ def test_directory_name_with_blanks_quotes_and_shell_signs(make_server: MakeServ
     server = make_server(ODD_NAME)
     assert ask(server.start(), "SELECT 1") == [(1,)]
     server.stop()
-    assert processes(server) == []
+    wait_until(lambda: processes(server) == [])
 
 
 def test_wrong_password_is_refused(server: Server) -> None:
@@ -493,7 +494,7 @@ def test_server_running_on_another_machine_is_used_but_not_started_twice(server:
     assert not server.status().running
     with pytest.raises(ServerError, match="was started on another-machine") as refusal:
         server.start()
-    assert processes(server) == []
+    wait_until(lambda: processes(server) == [])
     pid_file = server.directory / "data" / "postmaster.pid"
     assert f"rm {pid_file}" in str(refusal.value)
     pid_file.unlink()
