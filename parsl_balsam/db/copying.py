@@ -30,7 +30,8 @@ _BIGINT = Struct(">q")
 #: So much is handed to the driver at a time, bytes. It makes a copy of its own.
 _PIECE_BYTES = 1 << 16
 
-#: Less is inserted by ordinary statements, which need not go to the server by themselves, bytes.
+#: So few rows, of fewer bytes, are inserted by ordinary statements, which need not go to the server by themselves.
+_FEW = 4
 _LARGE_BYTES = 1 << 14
 
 #: By which option of a statement the driver is given the rows, or the place for them.
@@ -52,7 +53,8 @@ def enable_copying(engine: Engine) -> None:
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows that have a value for every column: a BIGINT, a text, bytes, or None."""
-    if connection.dialect.name == "sqlite" or sum(len(row["payload"]) for row in rows) < _LARGE_BYTES:
+    few = len(rows) <= _FEW and sum(len(row["payload"]) for row in rows) < _LARGE_BYTES
+    if few or connection.dialect.name == "sqlite":
         _insert(table).run_each(connection, rows)
     else:
         names = table.columns.keys()
