@@ -64,9 +64,6 @@ _END_RANKS_S = 1.0
 #: How often an agent asks in the time of a lease.
 _BEATS = 10
 
-#: How soon to try again when the launcher does not keep up with reading, seconds.
-_CONGESTED_S = 0.002
-
 #: An agent that has not beaten for this part of the lease is killed: less than `LEASE_SHARE`, after which the launcher
 #: takes its tasks for dead.
 _FROZEN_SHARE = 0.8
@@ -107,6 +104,7 @@ class Agent:
         self._lanes: Lanes[tuple[Start, bytes | None]] = Lanes()
         self._terminated = False  # the batch job is being ended
         self._dismissed = False
+        self._full = False  # the launcher is behind with reading
         self._expired = False  # the lease is over, and all tasks were told to end
         self._doubtful: list[tuple[float, Ended]] = []
         self._cleaning: dict[int, str] = {}
@@ -135,7 +133,8 @@ class Agent:
             self._workers.warm(len(node.cores))
             while True:
                 self._care()
-                pause = self._pause() if self._line.flush() else _CONGESTED_S
+                self._wait_for_room(not self._line.flush())
+                pause = self._pause()
                 if self._line.pending():
                     pause = 0.0
                 for key, _ in self._selector.select(pause):
@@ -154,6 +153,13 @@ class Agent:
         if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
             subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
         os._exit(code)
+
+    def _wait_for_room(self, full: bool) -> None:
+        """Let the selector tell when the launcher has read so much that more can be sent, if that is waited for."""
+        if full != self._full:
+            self._full = full
+            events = selectors.EVENT_READ | selectors.EVENT_WRITE if full else selectors.EVENT_READ
+            self._selector.modify(self._line, events, self._hear_launcher)
 
     def _pause(self) -> float:
         now = time.monotonic()

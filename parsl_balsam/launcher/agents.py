@@ -78,8 +78,8 @@ class Agents(ABC):
         """Send a message to the agent of a node."""
 
     @abstractmethod
-    def flush(self) -> bool:
-        """Send what can be sent without waiting; return whether all is sent."""
+    def flush(self) -> None:
+        """Send what can be sent without waiting. The selector wakes up when more can be."""
 
     @abstractmethod
     def pending(self) -> bool:
@@ -170,6 +170,7 @@ class LocalAgents(Agents):
         self._invitation = invitation
         self._channels: dict[str, Channel] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._full: set[str] = set()  # nodes whose agents are behind with reading: the selector tells when they go on
         self._selector: selectors.BaseSelector
 
     def open(self, selector: selectors.BaseSelector) -> None:
@@ -188,15 +189,18 @@ class LocalAgents(Agents):
         if node in self._channels:
             self._channels[node].post(message)
 
-    def flush(self) -> bool:
-        """Send what can be sent without waiting; return whether all is sent."""
-        sent = True
+    def flush(self) -> None:
+        """Send what can be sent without waiting. The selector wakes up when more can be."""
         for node, channel in list(self._channels.items()):
             try:
-                sent = channel.flush() and sent
+                done = channel.flush()
             except EOFError:
                 self._lose(node, _DIED)
-        return sent
+                continue
+            if done == (node in self._full):
+                self._full ^= {node}
+                events = selectors.EVENT_READ if done else selectors.EVENT_READ | selectors.EVENT_WRITE
+                self._selector.modify(channel, events, lambda: None)
 
     def pending(self) -> bool:
         """Tell whether there are messages that the selector does not tell of any more."""
@@ -244,6 +248,7 @@ class LocalAgents(Agents):
     def _lose(self, node: str, why: str) -> None:
         self._selector.unregister(self._channels[node])
         self._channels.pop(node).close()
+        self._full.discard(node)
         process = self._processes.pop(node)
         process.kill()  # it may be frozen; what dies with it, and what does not, this process sweeps up
         process.wait()

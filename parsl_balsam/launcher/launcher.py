@@ -49,9 +49,6 @@ _HEAR_S = 0.1
 #: times as long as that took. Ends are then recorded more at a time, which costs less for each.
 _QUIET = 2.0
 
-#: How soon to try again when an agent does not keep up with reading, seconds.
-_CONGESTED_S = 0.002
-
 #: How long tasks that were told to end may take, seconds.
 _DRAIN_S = 5.0
 
@@ -154,8 +151,7 @@ class Launcher:
 
     def _turn(self, pause: float) -> None:
         """Send what is to be sent, and handle what comes within a time, in seconds."""
-        if not self._agents.flush():
-            pause = min(pause, _CONGESTED_S)
+        self._agents.flush()
         for key, _ in self._selector.select(0.0 if self._agents.pending() else pause):
             key.data()
         now = time.monotonic()

@@ -69,9 +69,8 @@ class RemoteAgents(Agents):
         """Send a message to the agent of a node."""
         self._hub.post(node.encode(), message)
 
-    def flush(self) -> bool:
-        """Return True: what was posted is on its way."""
-        return True
+    def flush(self) -> None:
+        """Do nothing: what was posted is on its way."""
 
     def pending(self) -> bool:
         """Tell whether there are messages that the selector does not tell of any more."""

@@ -147,8 +147,8 @@ class Block:
 
     def turn(self) -> None:
         """Handle what comes within a short time."""
-        pause = 0.02 if self.agents.flush() else 0.002
-        for key, _ in self._selector.select(0.0 if self.agents.pending() else pause):
+        self.agents.flush()
+        for key, _ in self._selector.select(0.0 if self.agents.pending() else 0.02):
             key.data()
         if self.renews:
             self.agents.lease_until = time.monotonic() + self._lease_s * LEASE_SHARE
