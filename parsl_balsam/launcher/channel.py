@@ -19,7 +19,7 @@ LONGEST = 1 << 32
 #: What every message starts with, so that what a task has written here by accident is not taken for a length.
 _START = b"\xb5msg"
 _HEAD = struct.Struct("<4sQ")
-_RECEIVE_BYTES = 1 << 18
+_RECEIVE_BYTES = 1 << 16  # from twice as many on, malloc may ask the kernel for them, each time
 
 # As plain numbers: as members of an enum they are slow to combine.
 _DO_NOT_WAIT = int(socket.MSG_DONTWAIT)
@@ -106,6 +106,8 @@ class Channel:
             if not data:
                 ended = True
                 break
+            if not self._received and (message := _only(data)) is not None:
+                return [message]
             self._received += data
             if len(data) < _RECEIVE_BYTES:
                 break
@@ -160,6 +162,14 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+def _only(data: bytes) -> Any:
+    """Return the object of a message that comes alone and whole, as most do; None for anything else."""
+    if len(data) < _HEAD.size:
+        return None
+    mark, length = _HEAD.unpack_from(data)
+    return unpickled(data[_HEAD.size :]) if mark == _START and length == len(data) - _HEAD.size else None
 
 
 def unpickled(data: bytes | bytearray | memoryview) -> Any:
