@@ -62,7 +62,7 @@ class _Worker:
 
         self._exception = RemoteExceptionWrapper
         self._functions = RecentlyUsed()
-        # What `environb` is a view of: to look through that one name by name, after every task, takes long.
+        # What `environb` is a view of. That one is Python code, name by name: it takes longer than a small task.
         self._environ: dict[bytes, bytes] = os.environb._data  # type: ignore[attr-defined]
         self._found = self._environ.copy()  # by the task
         self._tells_threads = b"OMP_NUM_THREADS" not in self._found
@@ -104,7 +104,8 @@ class _Worker:
 
     def _tell(self, name: bytes, value: bytes) -> None:
         """Set an environment variable that the next task is told anew."""
-        os.environb[name] = self._found[name] = value
+        os.putenv(name, value)
+        self._environ[name] = self._found[name] = value
 
     def _leave(self) -> None:
         if has_children():
