@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import Select, func, or_, select
 
 from parsl_balsam.db.connect import Database, clock
+from parsl_balsam.db.runs import of_workflow
 from parsl_balsam.db.schema import IS_OPEN, blocks, tasks, workflows
-from parsl_balsam.db.service import of_workflow
 from parsl_balsam.model.states import BlockState, JobState, TaskState
 
 

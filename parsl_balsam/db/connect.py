@@ -21,7 +21,6 @@ from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, is_point, pass_point
 from parsl_balsam.db.mode import Mode, note_mode
-from parsl_balsam.db.postgres import postgres_engine
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
 from parsl_balsam.db.statement import send
@@ -282,9 +281,9 @@ def resolve(where: str | Path) -> URL:
     ConfigurationError
         If it is neither a URL of a known kind nor the directory of a server.
     """
-    from parsl_balsam.db.server import Server, is_server_directory
-
     if "://" not in str(where):
+        from parsl_balsam.db.server import Server, is_server_directory
+
         if is_server_directory(where):
             return make_url(Server(where).url())
         raise ConfigurationError(
@@ -322,6 +321,8 @@ def resolve(where: str | Path) -> URL:
 def _connect(url: URL, create: bool, busy_s: float | None = None, connections: int = USUAL_CONNECTIONS) -> Database:
     if url.get_backend_name() == "sqlite":
         return Database(url, sqlite_engine(url, create, SQLITE_BUSY_S if busy_s is None else busy_s))
+    from parsl_balsam.db.postgres import postgres_engine
+
     return Database(url, postgres_engine(url, connections))
 
 

@@ -13,7 +13,6 @@ from struct import Struct
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Integer, LargeBinary, Select, Table, Text, event
-from sqlalchemy.dialects.postgresql.psycopg2 import dialect as psycopg2_dialect
 from sqlalchemy.types import TypeEngine
 
 from parsl_balsam.db.statement import Statement
@@ -80,6 +79,8 @@ def _insert(table: Table) -> Statement:
 
 @cache
 def _prepared(query: Statement) -> tuple[str, Mapping[str, Any], Callable[..., Any], Sequence[Callable[..., Any]]]:
+    from sqlalchemy.dialects.postgresql.psycopg2 import dialect as psycopg2_dialect
+
     dialect = psycopg2_dialect()  # type: ignore[no-untyped-call]
     element = query.element
     assert isinstance(element, Select)

@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, func, or_, select
 
 from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.runs import of_workflow
 from parsl_balsam.db.schema import arguments, attempts, blocks, events, results, tasks, workflows
-from parsl_balsam.db.service import of_workflow, open_rooms
+from parsl_balsam.db.service import open_rooms
 from parsl_balsam.model.errors import TaskNotFound, UnreadableRecord
 from parsl_balsam.model.shares import Share, read_shares
 from parsl_balsam.model.states import Outcome, TaskState

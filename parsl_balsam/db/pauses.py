@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, select
 
 from parsl_balsam.db.connect import Database, clock, now
+from parsl_balsam.db.runs import of_workflow
 from parsl_balsam.db.schema import workflows
-from parsl_balsam.db.service import of_workflow
 from parsl_balsam.model.pauses import Pause, lengthened
 
 

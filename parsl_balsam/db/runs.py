@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select, update
+from sqlalchemy import ColumnElement, Connection, case, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from parsl_balsam.db.connect import Database, clock, server_started
@@ -142,6 +142,19 @@ def find_order(database: Database, name: str, label: str | None) -> FoundOrder:
     if chosen[0].launch_order is None:
         raise ConfigurationError(f"the last run of workflow {name!r} has left no orders: start its script once")
     return FoundOrder(chosen[0].id, chosen[0].run_id, chosen[0].launch_order)
+
+
+def of_workflow(connection: Connection, name: str | None, column: ColumnElement[int]) -> Iterable[ColumnElement[bool]]:
+    """Return what limits a query to the workflows of a name: each executor has its own."""
+    if name is None:
+        return []
+    ids = list(connection.execute(select(workflows.c.id).where(workflows.c.name == name)).scalars())
+    if not ids:
+        known = connection.execute(select(workflows.c.name).distinct().order_by(workflows.c.name).limit(10)).scalars()
+        raise ConfigurationError(
+            f"no workflow {name!r} in this database: it has {', '.join(map(repr, known)) or 'none at all'}"
+        )
+    return [column.in_(ids)]
 
 
 def renew_run(database: Database, run_id: int, lease_s: float) -> None:

@@ -9,6 +9,8 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
+    Connection,
     Float,
     ForeignKey,
     Index,
@@ -19,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
     false,
     text,
 )
@@ -30,6 +33,17 @@ metadata = MetaData()
 
 # SQLite numbers rows by itself only where the column is exactly INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _partial(index: Index, rows: ColumnElement[bool]) -> None:
+    """Have only some rows of its table in an index."""
+
+    # When the table is made and not with the index: SQLAlchemy would import the code for both databases, which takes a
+    # script as long as all the rest of this package.
+    @event.listens_for(index.table, "before_create")
+    def limit(_table: Table, connection: Connection, **_: object) -> None:
+        index.dialect_options[connection.dialect.name]["where"] = rows
+
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
@@ -121,12 +135,7 @@ blocks = Table(
 #: Spelled out for the same reason as `IS_READY`.
 IS_RUNNING = blocks.c.state == text("'running'")
 IS_OPEN = blocks.c.state.in_(["requested", "running"])
-Index(
-    "blocks_by_lease",
-    blocks.c.lease_until,
-    sqlite_where=IS_RUNNING,
-    postgresql_where=IS_RUNNING,
-)
+_partial(Index("blocks_by_lease", blocks.c.lease_until), IS_RUNNING)
 
 tasks = Table(
     "tasks",
@@ -166,26 +175,19 @@ tasks = Table(
 #: Spelled out, not bound: SQLite uses an index of some rows only where the query says in so many words that it wants
 #: these rows.
 IS_READY = tasks.c.state == text("'ready'")
-Index(
-    "tasks_to_claim",
-    tasks.c.workflow_id,
-    tasks.c.run_id,
-    tasks.c.priority.desc(),
-    tasks.c.nodes.desc(),
-    tasks.c.id,
-    sqlite_where=IS_READY,
-    postgresql_where=IS_READY,
+_partial(
+    Index(
+        "tasks_to_claim",
+        tasks.c.workflow_id,
+        tasks.c.run_id,
+        tasks.c.priority.desc(),
+        tasks.c.nodes.desc(),
+        tasks.c.id,
+    ),
+    IS_READY,
 )
-_held = tasks.c.block_id.is_not(None)
-Index("tasks_by_block", tasks.c.block_id, sqlite_where=_held, postgresql_where=_held)
-_finished = tasks.c.finish.is_not(None)
-Index(
-    "tasks_by_finish",
-    tasks.c.workflow_id,
-    tasks.c.finish,
-    sqlite_where=_finished,
-    postgresql_where=_finished,
-)
+_partial(Index("tasks_by_block", tasks.c.block_id), tasks.c.block_id.is_not(None))
+_partial(Index("tasks_by_finish", tasks.c.workflow_id, tasks.c.finish), tasks.c.finish.is_not(None))
 
 arguments = Table(
     "arguments",

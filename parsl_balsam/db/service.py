@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, or_, select
+from sqlalchemy import Connection, and_, exists, func, or_, select
 
 from parsl_balsam.db.connect import Database, clock, now
-from parsl_balsam.db.runs import Driver
+from parsl_balsam.db.runs import Driver, of_workflow
 from parsl_balsam.db.schema import IS_OPEN, IS_READY, blocks, runs, tasks, workflows
-from parsl_balsam.model.errors import ConfigurationError
 from parsl_balsam.model.states import BlockState
 from parsl_balsam.model.waiting import OpenRoom, why_it_waits
 
@@ -166,19 +165,6 @@ def open_rooms(connection: Connection, workflow_ids: Sequence[int]) -> list[Open
         )
         for row in rows
     ]
-
-
-def of_workflow(connection: Connection, name: str | None, column: ColumnElement[int]) -> Iterable[ColumnElement[bool]]:
-    """Return what limits a query to the workflows of a name: each executor has its own."""
-    if name is None:
-        return []
-    ids = list(connection.execute(select(workflows.c.id).where(workflows.c.name == name)).scalars())
-    if not ids:
-        known = connection.execute(select(workflows.c.name).distinct().order_by(workflows.c.name).limit(10)).scalars()
-        raise ConfigurationError(
-            f"no workflow {name!r} in this database: it has {', '.join(map(repr, known)) or 'none at all'}"
-        )
-    return [column.in_(ids)]
 
 
 def block_rules(database: Database, run_id: int) -> str | None:

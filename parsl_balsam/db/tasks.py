@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import Connection, Integer, Table, bindparam, func, or_, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
@@ -313,7 +313,7 @@ def _insert(dialect: str, table: Table, *unique: str) -> Any:
 
     The two databases spell it alike, SQLAlchemy does not.
     """
-    insert: Any = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    insert: Any = import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
     return insert.on_conflict_do_nothing(index_elements=unique)
 
 

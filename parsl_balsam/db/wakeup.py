@@ -9,19 +9,21 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from enum import Enum
+from typing import TYPE_CHECKING
 
-import psycopg2
 from sqlalchemy import Connection, bindparam, func
 from sqlalchemy import select as sql_select
 from sqlalchemy.dialects import sqlite
 
 from parsl_balsam.db.connect import Database, unavailable
-from parsl_balsam.db.postgres import POSTGRES_OPTIONS
 from parsl_balsam.db.schema import notices
 from parsl_balsam.db.sqlite import NOTICE
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.watch import Watch, watch
 from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
+
+if TYPE_CHECKING:
+    import psycopg2
 
 #: SQLite has no notifications. Who commits a notice sets the times of the file, and where that cannot be heard, the
 #: change counter is read this often, seconds. The first figure holds right after a change, the second after a long
@@ -201,6 +203,8 @@ class _SqliteWakeup(Wakeup):
 
 
 class _PostgresWakeup(Wakeup):
+    # Who works with SQLite does not pay for importing psycopg2.
+
     def __init__(self, database: Database, channel: str) -> None:
         self._database = database
         self._channel = channel
@@ -213,6 +217,10 @@ class _PostgresWakeup(Wakeup):
             pass
 
     def _connect(self) -> None:
+        import psycopg2
+
+        from parsl_balsam.db.postgres import POSTGRES_OPTIONS
+
         url = self._database.url
         arguments, options = self._database.engine.dialect.create_connect_args(url)
         options.update(POSTGRES_OPTIONS, application_name="parsl-balsam wakeup")
@@ -226,6 +234,8 @@ class _PostgresWakeup(Wakeup):
         self._connection = connection
 
     def wait(self, timeout: float, bell: Bell) -> bool:
+        import psycopg2
+
         try:
             if self._connection is None:
                 self._connect()

@@ -36,7 +36,6 @@ from parsl_balsam.executor.completion import Completion
 from parsl_balsam.executor.heartbeat import Heartbeat
 from parsl_balsam.executor.limits import limits_of, take_launcher, walltime_of
 from parsl_balsam.executor.pending import Pending
-from parsl_balsam.executor.planner import Planner
 from parsl_balsam.executor.scaling import ScalingExecutor
 from parsl_balsam.executor.submission import ReuseCounts, Submission
 from parsl_balsam.model.errors import (
@@ -277,6 +276,8 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
         self._blocks = BlockBook(self._db, self._run, self.lease_s, self.block_pause_s)
         if self.queue_policy is not None:
+            from parsl_balsam.executor.planner import Planner
+
             self._planner = Planner(self._db, self._run.workflow_id, self.queue_policy, self._limits)
         self._order_file = self._write(order, key)
         for job in self._run.adopted:

@@ -7,7 +7,7 @@ import math
 import threading
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from parsl.executors.errors import ScalingFailed
 from parsl.executors.status_handling import BlockProviderExecutor
@@ -21,12 +21,14 @@ from parsl_balsam.db.runs import OpenJob, Run
 from parsl_balsam.executor.adoption import adopt, scheduler_of
 from parsl_balsam.executor.blocks import BlockBook, launch_command
 from parsl_balsam.executor.limits import check_script_dir, walltime_of
-from parsl_balsam.executor.planner import Planner
 from parsl_balsam.model.errors import DatabaseUnavailable, WorkflowLost
 from parsl_balsam.model.states import JobState
 from parsl_balsam.providers.batch import BatchProvider
-from parsl_balsam.providers.ensemble import Plan
 from parsl_balsam.providers.scheduler import clean_name
+
+if TYPE_CHECKING:
+    from parsl_balsam.executor.planner import Planner
+    from parsl_balsam.providers.ensemble import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from parsl_balsam.launcher.channel import Channel, complaint
-from parsl_balsam.launcher.curve import Line, reachable
 from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.lanes import Lanes
 from parsl_balsam.launcher.messages import (
@@ -46,6 +45,9 @@ from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, ki
 from parsl_balsam.launcher.workers import Workers
 from parsl_balsam.model.errors import AllocationError, BadMessage
 from parsl_balsam.model.states import Outcome
+
+if TYPE_CHECKING:
+    from parsl_balsam.launcher.curve import Line
 
 #: How long the end of a task that looks as if someone had sent SIGTERM is held back, seconds. When a batch job is
 #: cancelled, all its processes are sent that signal: the agent's own may come a moment after a task's.
@@ -121,7 +123,7 @@ class Agent:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._terminate)
         self._selector.register(self._line, selectors.EVENT_READ, self._hear_launcher)
-        if isinstance(self._line, Line):
+        if not isinstance(self._line, Channel):
             self._selector.register(self._line.alarm(), selectors.EVENT_READ, self._hear_launcher)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._hear_alarm)
         _import_early()
@@ -359,6 +361,8 @@ def _take_environment(invitation: Invitation) -> None:
 
 
 def _connect(invitation: Invitation, name: bytes | None) -> Line:
+    from parsl_balsam.launcher.curve import Line, reachable  # not before: agents on the launcher's host do without it
+
     until = time.monotonic() + _REACH_S
     while (endpoint := reachable(invitation.endpoints)) is None:
         if time.monotonic() >= until:

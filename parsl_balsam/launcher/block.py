@@ -30,7 +30,6 @@ from parsl_balsam.launcher.mpi import RankPlacement
 from parsl_balsam.launcher.node import this_node
 from parsl_balsam.launcher.parallel import MpiSite
 from parsl_balsam.launcher.pool import Node
-from parsl_balsam.launcher.remote import RemoteAgents
 from parsl_balsam.model.errors import AllocationError, ConfigurationError
 from parsl_balsam.model.launch import JobMode, LaunchOrder, MpiStyle
 
@@ -125,6 +124,8 @@ def prepare(order: LaunchOrder, block_id: int) -> BlockParts:
         names = _names(allocation)
         agents = LocalAgents(names, file, order.lease_s, order.agent_timeout_s)
         return BlockParts(agents, site, ends_at, ask_end=ask_end)
+    from parsl_balsam.launcher.remote import RemoteAgents  # not before: blocks of one node do without encryption
+
     command = _agent_launcher(usual, available, allocation, invitation)
     agents = RemoteAgents(allocation.nodes, command, invitation, file, order.address, order.agent_timeout_s)
     return BlockParts(agents, site, ends_at, ask_end=ask_end)
