@@ -9,7 +9,6 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
@@ -93,17 +92,10 @@ class CallBook:
             else:
                 occurrence = self._occurrences[key]
                 self._occurrences[key] += 1
-        call = Call(
-            key,
-            occurrence,
-            getattr(func, "__name__", type(func).__name__),
-            function,
-            payload,
-            spec,
-            _path(kwargs.get("stdout")),
-            _path(kwargs.get("stderr")),
-        )
-        return replace(call, payload=self._signer.seal_call(call)), body
+        app = getattr(func, "__name__", type(func).__name__)
+        streams = _path(kwargs.get("stdout")), _path(kwargs.get("stderr"))
+        sealed = self._signer.seal_call(Call(key, occurrence, app, function, payload, spec, *streams))
+        return Call(key, occurrence, app, function, sealed, spec, *streams), body
 
     def note_end(self, future: TaskFuture, state: TaskState) -> None:
         """Remember how a call ended, for when it is repeated: Parsl's own retries look like new calls."""

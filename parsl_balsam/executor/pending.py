@@ -17,7 +17,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._futures: dict[int, list[TaskFuture]] = {}
+        self._futures: dict[int, tuple[TaskFuture, ...]] = {}
         self._recording = False
         self._early: set[int] = set()
 
@@ -31,7 +31,7 @@ class Pending:
         with self._lock:
             for task_id, future in recorded:
                 future.task_id = task_id
-                self._futures.setdefault(task_id, []).append(future)
+                self._futures[task_id] = (*self._futures.get(task_id, ()), future)
             over = [task_id for task_id, _ in recorded if task_id in self._early]
             self._early.clear()
             self._recording = False
@@ -44,7 +44,7 @@ class Pending:
                 self._early.update(task_id for task_id in over if task_id not in self._futures)
             return [task_id for task_id in over if task_id in self._futures]
 
-    def take(self, task_id: int) -> list[TaskFuture]:
+    def take(self, task_id: int) -> tuple[TaskFuture, ...]:
         """Return the futures that wait for a task, and forget them."""
         with self._lock:
-            return self._futures.pop(task_id, [])
+            return self._futures.pop(task_id, ())

@@ -90,18 +90,24 @@ class Submission(threading.Thread):
     def run(self) -> None:
         """Write batches until closed. Never called directly."""
         try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._calls or self._cancels or self._closing)
-                    batch = self._take_batch()
-                    cancels = [] if self._calls else self._take_cancels()
-                    if not batch and not cancels and self._closing:
-                        return
-                self._until_it_works(self._record, batch)
-                self._until_it_works(self._cancel, cancels)
+            while self._write():
+                pass
         except Exception as error:
             logger.exception("calls can no longer be recorded")
             self._on_failure(error)
+
+    def _write(self) -> bool:
+        """Wait for something to do, and do it; return False if there is nothing and will be nothing.
+
+        While it waits, nothing holds the arguments of calls that are recorded: they may be large.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._cancels or self._closing)
+            batch = self._take_batch()
+            cancels = [] if self._calls else self._take_cancels()
+        self._until_it_works(self._record, batch)
+        self._until_it_works(self._cancel, cancels)
+        return bool(batch or cancels) or not self._closing
 
     def _until_it_works(self, act: Callable[[list[Any]], None], items: list[Any]) -> None:
         while items:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from parsl_balsam.model.errors import NotSerializable, UnreadablePayload
@@ -70,13 +70,16 @@ def is_plain(value: object, depth: int = 4) -> bool:
     if depth == 0:
         return False
     if kind is tuple or kind is list:
-        return len(value) <= _PLAIN_LENGTH and all(is_plain(item, depth - 1) for item in value)  # type: ignore[arg-type,attr-defined]
+        return len(value) <= _PLAIN_LENGTH and _all_plain(value, depth - 1)  # type: ignore[arg-type]
     if kind is dict:
-        return len(value) <= _PLAIN_LENGTH and all(  # type: ignore[arg-type]
-            is_plain(key, depth - 1) and is_plain(item, depth - 1)
-            for key, item in value.items()  # type: ignore[attr-defined]
+        return len(value) <= _PLAIN_LENGTH and (  # type: ignore[arg-type]
+            _all_plain(value, depth - 1) and _all_plain(value.values(), depth - 1)  # type: ignore[arg-type,attr-defined]
         )
     return False
+
+
+def _all_plain(values: Iterable[object], depth: int) -> bool:
+    return all([type(value) in _PLAIN_LEAVES or is_plain(value, depth) for value in values])
 
 
 def digest(*parts: bytes) -> bytes:

@@ -207,7 +207,7 @@ def _number(name: str, value: object, *, zero: bool) -> float:
         except OverflowError:
             number = math.inf
         if math.isfinite(number) and (number > 0 or (zero and number == 0)):
-            return number
+            return abs(number)  # -0.0 is equal to 0.0, and equal specifications must be written alike
     _refuse(name, value, "a finite number, zero or more" if zero else "a finite number above zero")
 
 

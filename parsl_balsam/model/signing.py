@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from functools import lru_cache
 
 from parsl_balsam.model.errors import UntrustedPayload
 from parsl_balsam.model.resources import ResourceSpec
@@ -101,7 +102,7 @@ class Signer:
     def _sign(self, what: tuple[bytes, ...], payload: bytes | memoryview) -> bytes:
         mac = self._mac.copy()
         # With their lengths: otherwise the end of one part could be taken for the beginning of the next.
-        mac.update(b"".join(len(part).to_bytes(8, "big") + part for part in (*what, b"")))
+        mac.update(b"".join([len(part).to_bytes(8, "big") + part for part in (*what, b"")]))
         mac.update(payload)
         return mac.digest()
 
@@ -117,20 +118,21 @@ def unsealed_order(stored: str) -> str:
 
 
 def _of_call(call: Call | ClaimedTask) -> tuple[bytes, ...]:
-    spec = call.spec.to_dict() if call.spec != _PLAIN else None
     return (
         b"call",
         call.key,
         str(call.occurrence).encode(),
         call.function,
-        json.dumps(spec, sort_keys=True).encode(),
+        _of_spec(call.spec),
         # The database takes no lone surrogates: they are question marks there.
         (call.stderr or "").encode("utf-8", "replace"),
     )
 
 
+@lru_cache(maxsize=1024)
+def _of_spec(spec: ResourceSpec) -> bytes:
+    return json.dumps(spec.to_dict() or None, sort_keys=True).encode()
+
+
 def _of_result(key: bytes, occurrence: int) -> tuple[bytes, ...]:
     return b"result", key, str(occurrence).encode()
-
-
-_PLAIN = ResourceSpec()

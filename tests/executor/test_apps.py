@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -385,3 +386,17 @@ def test_apps_of_a_kernel_that_is_not_the_default(run: ParslRun) -> None:
         assert python_app(times_factor, data_flow_kernel=kernel)(2).result() == 14
     finally:
         parsl.dataflow.dflow.DataFlowKernelLoader._dfk = kernel
+
+
+def test_arguments_that_are_recorded_take_no_memory(run: ParslRun) -> None:
+    data = os.urandom(10_000_000)
+    tracemalloc.start()
+    try:
+        call = python_app(len)(data)
+        run.task_id(call)
+        assert call.result() == len(data)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most > len(data), "they were not turned into bytes"
+    assert kept < len(data)
