@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +19,7 @@ from parsl_balsam.db.schema import arguments, attempts, functions, results, runs
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
+from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
 from parsl_balsam.model.tasks import Binding, Bound, Call, FinishedTask
 
@@ -329,19 +330,26 @@ def _identity(call: Call) -> tuple[bytes, int]:
 
 def _revisable(call: Call) -> dict[str, Any]:
     """What a later run may ask for differently of the same task."""
-    spec = call.spec.to_dict()
     return {
         "function": call.function,
-        "priority": call.spec.priority,
-        "nodes": call.spec.num_nodes,
-        "cores": call.spec.cores,
-        "packing": call.spec.node_packing_count,
-        "gpus": call.spec.gpus_on_node,
-        "parallel": call.spec.is_parallel,
-        "walltime_min": call.spec.walltime_min,
-        "spec": json.dumps(spec) if spec else None,
+        **_specified(call.spec),
         "stdout": storable(call.stdout),
         "stderr": storable(call.stderr),
+    }
+
+
+@lru_cache(maxsize=1024)
+def _specified(spec: ResourceSpec) -> Mapping[str, Any]:
+    given = spec.to_dict()
+    return {
+        "priority": spec.priority,
+        "nodes": spec.num_nodes,
+        "cores": spec.cores,
+        "packing": spec.node_packing_count,
+        "gpus": spec.gpus_on_node,
+        "parallel": spec.is_parallel,
+        "walltime_min": spec.walltime_min,
+        "spec": json.dumps(given) if given else None,
     }
 
 

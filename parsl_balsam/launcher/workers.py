@@ -196,7 +196,8 @@ class Workers:
             sender.task = None
             sender.until = None
             self._idle.append(sender)
-            self._report(replace(ended, output=sender.capture.take()))
+            output = sender.capture.take()
+            self._report(ended if output is None else replace(ended, output=output))
 
     def _distrust(self, sender: _Worker, why: str) -> None:
         """End a worker that sent what is no message: its task, or one before, has written to the worker's socket."""
