@@ -11,7 +11,21 @@ from typing import Any
 import pytest
 
 from parsl_balsam.launcher.channel import Channel
-from parsl_balsam.launcher.messages import Beat, Clean, Cleaned, Died, Ended, Farewell, Hello, Kill, Lease, Ranks, Start
+from parsl_balsam.launcher.messages import (
+    Beat,
+    Clean,
+    Cleaned,
+    Died,
+    Ended,
+    Farewell,
+    Hello,
+    Kill,
+    Lease,
+    Ranks,
+    Recall,
+    Returned,
+    Start,
+)
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.resources import Launch
 from parsl_balsam.model.states import Outcome
@@ -21,8 +35,10 @@ RANKS = Ranks(4, Launch.RANKS, True, "srun", {"PARSL_NUM_RANKS": "4"}, 2, "block
 
 #: One of each kind, in which no field has its default.
 MESSAGES: list[Any] = [
-    Start(7, 2, (0, 1), True, b"digest", b"body", b"payload", 1.5, "err.txt", ("n1", "n2"), ("gpu0",), RANKS),
+    Start(7, 2, (0, 1), True, b"digest", b"body", b"payload", 1.5, "err.txt", ("n1", "n2"), ("gpu0",), RANKS, True),
     Kill(7, Outcome.CANCELLED, "not needed"),
+    Recall(7),
+    Returned(7),
     Clean(7, "block-7"),
     Cleaned(7),
     Hello(Node("n1", "host1", (0, 1), 8.0, ("gpu0",), False, 3), protocol=-1),
