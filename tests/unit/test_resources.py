@@ -223,3 +223,9 @@ def test_packed_tasks_have_one_node() -> None:
 )
 def test_cores_taken_on_a_node_of_64(asked: dict[str, object], cores: int) -> None:
     assert ResourceSpec.parse(asked).cores_on(64) == cores
+
+
+def test_equal_specifications_are_written_alike() -> None:
+    negative, positive = ResourceSpec(walltime_min=-0.0), ResourceSpec(walltime_min=0.0)
+    assert negative == positive
+    assert json.dumps(negative.to_dict()) == json.dumps(positive.to_dict())
