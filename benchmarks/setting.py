@@ -147,7 +147,8 @@ def _environment(path: Path) -> Mapping[str, str]:
         # Parsl's executor looks for its programs there, and the environment may not be activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
-    return {**os.environ, **ours}
+    # What is installed has its bytecode; where none may be written, every process would compile this project anew.
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | ours
 
 
 def _end_processes(path: str) -> None:
