@@ -104,6 +104,7 @@ class Agent:
         # The other kind must not be touched after a fork: the thread that serves it is not there.
         self._workers = Workers(self._selector, self._report, keep_out)
         self._lanes: Lanes[tuple[Start, bytes | None]] = Lanes()
+        self._held: dict[int, tuple[Start, bytes | None]] = {}  # that came when the lease was over
         self._terminated = False  # the batch job is being ended
         self._dismissed = False
         self._full = False  # the launcher is behind with reading
@@ -212,6 +213,7 @@ class Agent:
             elif isinstance(message, Lease):
                 self._lease_until = message.beat_at + message.seconds
                 self._expired = self._expired and time.monotonic() >= self._lease_until
+                self._begin_held()
             elif isinstance(message, Farewell):
                 self._dismissed = True
                 raise EOFError
@@ -228,13 +230,18 @@ class Agent:
 
     def _begin(self, start: Start, body: bytes | None) -> None:
         if time.monotonic() >= self._lease_until:
-            # It was on its way while nothing was heard of the launcher, who takes it for lost.
-            self._report(Ended(start.task_id, Outcome.ENDED, error="it came after the end of the launcher's lease"))
+            # It was on its way while nothing was heard of the launcher: no lease follows if that gave this node up.
+            self._held[start.task_id] = (start, body)
         else:
             self._workers.start(start, body)
 
+    def _begin_held(self) -> None:
+        held, self._held = self._held, {}
+        for start, body in held.values():
+            self._begin(start, body)
+
     def _kill(self, order: Kill) -> None:
-        if self._lanes.waits(order.task_id):
+        if self._held.pop(order.task_id, None) or self._lanes.waits(order.task_id):
             self._report(Ended(order.task_id, order.outcome, error=order.why))
         else:
             self._workers.kill(order.task_id, order.outcome, order.why)

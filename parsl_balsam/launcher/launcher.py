@@ -386,7 +386,7 @@ class Launcher:
             )
         )
         self._demand.note_end(running.ended_at)
-        if running.began:
+        if running.began and ended.outcome is not Outcome.ENDED:
             self._pace.note(running.ended_at - running.since)
 
     def _clock(self, monotonic: float) -> float:
