@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Integer, Text, cast, func, literal, select, text
+from sqlalchemy import Integer, NullPool, Text, cast, create_engine, func, literal, select, text
 
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.runs import Driver, Run, begin_run
@@ -76,7 +76,9 @@ class WaitingTasks:
     def analyze(self) -> None:
         """Let PostgreSQL know what is there, as it would by itself a minute later."""
         if not self._database.is_sqlite:
-            with self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            # A transaction of the engine's would keep VACUUM from running.
+            connect = create_engine(self._database.url, isolation_level="AUTOCOMMIT", poolclass=NullPool).connect
+            with connect() as connection:
                 connection.execute(text("VACUUM ANALYZE"))
 
     def bytes(self) -> int:
