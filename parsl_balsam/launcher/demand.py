@@ -86,7 +86,8 @@ class Demand:
         grown = len(self._asked) < len(room) or any(new > old for new, old in zip(room, self._asked, strict=True))
         if not (self._more or grown):
             return []
-        self._room = room
+        # Where nothing is wished for, nothing is learnt of whether there is anything.
+        self._room = room if budget > 0 else ()
         wishes: list[Wish] = []
         if budget > 0:
             wishes.append(

@@ -67,6 +67,24 @@ def test_what_was_not_there_is_not_asked_for_again(block: Block) -> None:
     assert block.wishes()
 
 
+def test_an_exchange_without_wishes_tells_nothing_of_what_is_there() -> None:
+    block = Block(nodes=1, cores=2)
+    one = ResourceSpec(cores_per_rank=1)
+    for task in (1, 2):
+        assert block.space.take(task, block.space.need(one))
+    for number in range(5):
+        block.demand.note_end(0.05 * number)
+    block.demand.note_end(0.25)
+    block.queue.add(3, one, 0.25)
+    block.queue.add(4, one, 0.25)
+    assert block.wishes(0.25, busy=True) == []  # all that it would claim ahead, it has
+    block.learn(more=False)
+    block.queue.remove(3)
+    block.queue.remove(4)
+    (fits,) = block.wishes(0.25, busy=True)
+    assert fits.cores == 2
+
+
 def test_more_room_is_a_reason_to_ask_again(block: Block) -> None:
     block.occupy(4)
     block.wishes(busy=True)
