@@ -68,11 +68,6 @@ class TaskStore:
         self._database.sync()  # launchers are at it already
         return [bound[_identity(call)] for call in calls]
 
-    def finished_since(self, finish: int) -> tuple[list[int], int]:
-        """Return the ids of the tasks that ended after a point, and the point to ask from next time."""
-        with self._database.read() as connection:
-            return self._finished_since(connection, finish)
-
     def fetch(self, ids: Sequence[int]) -> list[FinishedTask]:
         """Return tasks that are in a terminal state, with what they returned or raised."""
         with self._database.read() as connection:
@@ -81,7 +76,7 @@ class TaskStore:
     def fetch_since(
         self, finish: int, choose: Callable[[list[int]], list[int]], most: int
     ) -> tuple[list[FinishedTask], list[int], int]:
-        """Do what `finished_since` and `fetch` do, in one transaction.
+        """Return the tasks that ended after a point, the first of them as `fetch` does.
 
         Parameters
         ----------
@@ -96,13 +91,10 @@ class TaskStore:
             The tasks that were fetched, the ids of the others to fetch, and the point to ask from next time.
         """
         with self._database.read() as connection:
-            over, finish = self._finished_since(connection, finish)
-            chosen = choose(over)
+            rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
+            chosen = choose([row.id for row in rows])
+            finish = max((row.finish for row in rows), default=finish)
             return self._fetch(connection, chosen[:most]), chosen[most:], finish
-
-    def _finished_since(self, connection: Connection, finish: int) -> tuple[list[int], int]:
-        rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
-        return [row.id for row in rows], max((row.finish for row in rows), default=finish)
 
     def _fetch(self, connection: Connection, ids: Sequence[int]) -> list[FinishedTask]:
         if not ids:

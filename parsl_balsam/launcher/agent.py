@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from parsl_balsam.launcher.channel import Channel, complaint
+from parsl_balsam.launcher.channel import Channel, complaint, wait_for_room
 from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.lanes import Lanes
 from parsl_balsam.launcher.messages import (
@@ -107,7 +107,6 @@ class Agent:
         self._held: dict[int, tuple[Start, bytes | None]] = {}  # that came when the lease was over
         self._terminated = False  # the batch job is being ended
         self._dismissed = False
-        self._full = False  # the launcher is behind with reading
         self._expired = False  # the lease is over, and all tasks were told to end
         self._doubtful: list[tuple[float, Ended]] = []
         self._cleaning: dict[int, str] = {}
@@ -136,7 +135,7 @@ class Agent:
             self._workers.warm(len(node.cores))
             while True:
                 self._care()
-                self._wait_for_room(not self._line.flush())
+                wait_for_room(self._selector, self._line, not self._line.flush())
                 pause = self._pause()
                 if self._line.pending():
                     pause = 0.0
@@ -156,13 +155,6 @@ class Agent:
         if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
             subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
         os._exit(code)
-
-    def _wait_for_room(self, full: bool) -> None:
-        """Let the selector tell when the launcher has read so much that more can be sent, if that is waited for."""
-        if full != self._full:
-            self._full = full
-            events = selectors.EVENT_READ | selectors.EVENT_WRITE if full else selectors.EVENT_READ
-            self._selector.modify(self._line, events, self._hear_launcher)
 
     def _pause(self) -> float:
         now = time.monotonic()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from parsl_balsam.launcher.channel import Channel, complaint
+from parsl_balsam.launcher.channel import Channel, complaint, wait_for_room
 from parsl_balsam.launcher.messages import (
     LEASE_SHARE,
     PROTOCOL,
@@ -170,7 +170,6 @@ class LocalAgents(Agents):
         self._invitation = invitation
         self._channels: dict[str, Channel] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._full: set[str] = set()  # nodes whose agents are behind with reading: the selector tells when they go on
         self._selector: selectors.BaseSelector
 
     def open(self, selector: selectors.BaseSelector) -> None:
@@ -193,14 +192,9 @@ class LocalAgents(Agents):
         """Send what can be sent without waiting. The selector wakes up when more can be."""
         for node, channel in list(self._channels.items()):
             try:
-                done = channel.flush()
+                wait_for_room(self._selector, channel, not channel.flush())
             except EOFError:
                 self._lose(node, _DIED)
-                continue
-            if done == (node in self._full):
-                self._full ^= {node}
-                events = selectors.EVENT_READ if done else selectors.EVENT_READ | selectors.EVENT_WRITE
-                self._selector.modify(channel, events, lambda: None)
 
     def pending(self) -> bool:
         """Tell whether there are messages that the selector does not tell of any more."""
@@ -248,7 +242,6 @@ class LocalAgents(Agents):
     def _lose(self, node: str, why: str) -> None:
         self._selector.unregister(self._channels[node])
         self._channels.pop(node).close()
-        self._full.discard(node)
         process = self._processes.pop(node)
         process.kill()  # it may be frozen; what dies with it, and what does not, this process sweeps up
         process.wait()

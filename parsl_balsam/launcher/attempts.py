@@ -32,6 +32,7 @@ class Running:
     began: bool = True  #: False while it waits behind another
     ranks: Ranks | None = None
     body: bytes | None = None  #: its function, while it may come back
+    called_back: bool = False
     recorded: bool = False  #: whether its start is
     blamed: str | None = None  #: the node that was lost under it
     ended: Ended | None = None
@@ -61,7 +62,6 @@ class Attempts:
         self._home = home
         self._running: dict[int, Running] = {}
         self._ahead: dict[int, Running] = {}  # those that have not begun, the oldest first
-        self._called_back: set[int] = set()  # of these
         self._lanes: Lanes[Running] = Lanes()
         self._fresh: list[Running] = []
         self._sent: dict[str, RecentlyUsed] = {}
@@ -138,13 +138,13 @@ class Attempts:
         """Ask for the tasks that have waited longer than they were to."""
         late = list(takewhile(lambda running: now >= running.since + PATIENCE_S, self._ahead.values()))
         for running in reversed(late):  # the first comes back last, and is put before the others
-            if (task_id := running.task.task_id) not in self._called_back:
-                self._called_back.add(task_id)
-                self._agents.post(running.home, Recall(task_id))
+            if not running.called_back:
+                running.called_back = True
+                self._agents.post(running.home, Recall(running.task.task_id))
 
     def look_at(self) -> float:
         """Return when `call_back` may have something to do, on the monotonic clock."""
-        waiting = (running.since for task_id, running in self._ahead.items() if task_id not in self._called_back)
+        waiting = (running.since for running in self._ahead.values() if not running.called_back)
         return next(waiting, math.inf) + PATIENCE_S
 
     def stop(self, task_id: int, outcome: Outcome, why: str) -> None:
@@ -215,7 +215,6 @@ class Attempts:
         task_id = running.task.task_id
         if not running.began:
             del self._ahead[task_id]
-            self._called_back.discard(task_id)
             return [running]
         del self._running[task_id]
         if following is None:
@@ -230,7 +229,6 @@ class Attempts:
         """Take note that the agent of a task has begun the next one on its cores."""
         task_id = following.task.task_id
         del self._ahead[task_id]
-        self._called_back.discard(task_id)
         following.began = True
         following.body = None
         following.since = over.ended_at

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pickle
 import select
+import selectors
 import socket
 import struct
 from collections import OrderedDict, deque
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parsl_balsam.model.errors import BadMessage
 from parsl_balsam.model.payload import text_of
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 #: No message is longer, bytes: more than a function and its arguments, or a result, can be in any database.
 LONGEST = 1 << 32
@@ -170,6 +174,14 @@ def _only(data: bytes) -> Any:
         return None
     mark, length = _HEAD.unpack_from(data)
     return unpickled(data[_HEAD.size :]) if mark == _START and length == len(data) - _HEAD.size else None
+
+
+def wait_for_room(selector: selectors.BaseSelector, line: HasFileno, full: bool) -> None:
+    """Let a selector tell when more can be sent on a line, if that is full."""
+    key = selector.get_key(line)
+    events = selectors.EVENT_READ | selectors.EVENT_WRITE if full else selectors.EVENT_READ
+    if key.events != events:
+        selector.modify(line, events, key.data)
 
 
 def unpickled(data: bytes | bytearray | memoryview) -> Any:

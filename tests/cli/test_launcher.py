@@ -82,6 +82,13 @@ def rows(url: str, *columns: object) -> list[tuple[object, ...]]:
         return [tuple(row) for row in connection.execute(select(*columns))]  # type: ignore[call-overload]
 
 
+def start_on_two_nodes(url: str, start: Callable[..., subprocess.Popen[str]], directory: Path) -> subprocess.Popen[str]:
+    """Let the tasks end as soon as they begin, and start a launcher that hardly waits for others."""
+    for number in range(4):
+        (directory / f"gate{number}").touch()
+    return start("scan", "--database", url, "--nodes", "2", "--idle-timeout", "0.2")
+
+
 def agents_of(launcher: int) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(launcher).children():
@@ -94,9 +101,7 @@ def test_tasks_run_without_their_script(
     left_by_script: Callable[..., str], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     url = left_by_script("balsam")
-    for number in range(4):
-        (tmp_path / f"gate{number}").touch()
-    launcher = start("scan", "--database", url, "--nodes", "2", "--idle-timeout", "0.2")
+    launcher = start_on_two_nodes(url, start, tmp_path)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 0, output
     assert "2 nodes (local)" in output
@@ -109,9 +114,7 @@ def test_waiting_for_a_node_is_not_idle(
     left_by_script: Callable[..., str], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     url = left_by_script("balsam")
-    for number in range(4):
-        (tmp_path / f"gate{number}").touch()
-    launcher = start("scan", "--database", url, "--nodes", "2", "--idle-timeout", "0.2")
+    launcher = start_on_two_nodes(url, start, tmp_path)
     late = wait_for(lambda: agents_of(launcher.pid)[1:], "its agents")[0]
     late.suspend()
     try:

@@ -119,7 +119,7 @@ def test_block_of_an_earlier_run_ends_what_it_holds_and_claims_nothing(
     assert answer.superseded
     assert answer.claimed == []
     assert state(database, held) == "done"
-    assert again.store.finished_since(again.run.finish)[0] == [held]
+    assert again.store.fetch_since(again.run.finish, list, 0)[1] == [held]
     check_invariants(database)
 
 
@@ -293,7 +293,7 @@ def test_cancelled_stray_does_not_become_ready(database: Database, campaign: Cam
     cancel_tasks(database, [task], "user")
     assert launcher.claims.release_strays([]) == 1
     assert state(database, task) == "cancelled"
-    assert campaign.store.finished_since(0)[0] == [task]
+    assert campaign.store.fetch_since(0, list, 0)[1] == [task]
     check_invariants(database)
 
 

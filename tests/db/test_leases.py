@@ -71,7 +71,7 @@ def test_task_fails_when_it_has_lost_too_many_launchers(database: Database) -> N
         launcher.outlive_lease()
         wait_until(lambda lost=launcher.block_id: reap(database) == [lost])  # type: ignore[misc]
     assert state(database, task) == "failed"
-    assert campaign.store.finished_since(0)[0] == [task]
+    assert campaign.store.fetch_since(0, list, 0)[1] == [task]
     check_invariants(database)
 
 

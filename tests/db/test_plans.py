@@ -47,7 +47,7 @@ def work(database: Database) -> list[tuple[str, Any]]:
         (task,) = launcher.claim(1)
         launcher.claims.exchange([started(task)], [])
         launcher.claims.exchange([], [ended(task, Outcome.ERROR)], [wish(500)])
-        over, _ = campaign.store.finished_since(1)
+        _, over, _ = campaign.store.fetch_since(1, list, 0)
         campaign.store.fetch(over)
         reap(database)
     check_invariants(database)

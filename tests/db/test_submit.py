@@ -217,16 +217,16 @@ def test_finished_tasks_are_told_once_with_their_results(
 ) -> None:
     done, failed, cancelled = (campaign.task(key) for key in ("done", "failed", "cancelled"))
     waiting = campaign.task("waiting")
-    seen, mark = campaign.store.finished_since(campaign.run.finish)
+    _, seen, mark = campaign.store.fetch_since(campaign.run.finish, list, 0)
     assert seen == []
     launcher.run(payload=b"value")
     launcher.run(Outcome.EXIT, exit_code=3, error="no input")
-    seen, mark = campaign.store.finished_since(mark)
+    _, seen, mark = campaign.store.fetch_since(mark, list, 0)
     assert sorted(seen) == [done, failed]
     cancel_tasks(database, [cancelled], "user")
-    seen, mark = campaign.store.finished_since(mark)
+    _, seen, mark = campaign.store.fetch_since(mark, list, 0)
     assert seen == [cancelled]
-    assert campaign.store.finished_since(mark) == ([], mark)
+    assert campaign.store.fetch_since(mark, list, 0) == ([], [], mark)
 
     told = {task.task_id: task for task in campaign.store.fetch([done, failed, cancelled, waiting])}
     assert set(told) == {done, failed, cancelled}
@@ -245,7 +245,7 @@ def test_new_run_hears_only_of_what_ends_after_it_began(
     again = Campaign(database)
     again.task("new")
     Launcher(again).run()
-    assert again.store.finished_since(again.run.finish)[0] == [new]
+    assert again.store.fetch_since(again.run.finish, list, 0)[1] == [new]
     assert state(database, old) == "done"
     check_invariants(database)
 

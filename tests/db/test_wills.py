@@ -127,7 +127,7 @@ def test_results_left_by_a_launcher_that_ended_are_recorded(campaign: Campaign, 
         *(["done"], ["ended"], ["ended"], [], ["done"]),  # no crash: it was a known ending
     ]
     assert history(database, unseen) == ["ready", "assigned", "running", "done"]
-    assert campaign.store.finished_since(0)[0] == [done, unseen]
+    assert campaign.store.fetch_since(0, list, 0)[1] == [done, unseen]
     assert block(database) == ("ended", "received SIGTERM")
     assert os.listdir(leaver.directory) == [name for name in os.listdir(leaver.directory) if "will" not in name]
     check_invariants(database)
