@@ -321,11 +321,13 @@ def _specified(text: str | None) -> dict[str, Any]:
 #: The run that drives the workflow now.
 CURRENT_RUN = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
 
+# Earlier than the current run, not other: a statement that waits for a takeover to end sees its own row as it is after
+# that, maybe adopted, and the workflow's as it was before (PostgreSQL's READ COMMITTED).
 _RENEW = Statement(
     blocks.update()
     .where(blocks.c.id == bindparam("block"), blocks.c.state == BlockState.RUNNING.value)
     .values(lease_until=clock() + blocks.c.lease_s)
-    .returning(clock().label("at"), (blocks.c.run_id != CURRENT_RUN).label("superseded"), blocks.c.end_wish)
+    .returning(clock().label("at"), (blocks.c.run_id < CURRENT_RUN).label("superseded"), blocks.c.end_wish)
 )
 
 _LOCK = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update())

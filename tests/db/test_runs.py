@@ -251,3 +251,21 @@ def test_takeover_and_report_do_not_wait_for_each_other(postgres_database: Datab
             assert [job.block_id for job in takeover.result().adopted] == [launcher.block_id]
     assert state(postgres_database, task) == "done"
     check_invariants(postgres_database)
+
+
+def test_adopted_launcher_that_reports_during_the_takeover_goes_on(
+    postgres_database: Database, empty_postgres_url: str
+) -> None:
+    """Its statement has begun before the takeover ended, and sees only its own row as it is after it."""
+    launcher = Launcher(Campaign(postgres_database))
+    with closing(open_database(empty_postgres_url)) as other:
+        named = {"name": "campaign", "label": "balsam", "adopts": lambda _: True}
+        with paused_before(other, "UPDATE blocks") as pause:
+            takeover = Story(lambda: begin(other, dead=is_dead, **named))
+            pause.wait_until_reached()
+            report = Story(launcher.exchange)
+            wait_until_blocked(postgres_database)
+            pause.go_on()
+            assert [job.block_id for job in takeover.result().adopted] == [launcher.block_id]
+            assert not report.result().superseded
+    check_invariants(postgres_database)
