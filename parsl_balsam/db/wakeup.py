@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sqlite3
 import threading
 import time
@@ -11,15 +10,15 @@ from abc import ABC, abstractmethod
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, bindparam, func
-from sqlalchemy import select as sql_select
+from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.dialects import sqlite
 
 from parsl_balsam.db.connect import Database, unavailable
+from parsl_balsam.db.descriptors import readable
 from parsl_balsam.db.schema import notices
 from parsl_balsam.db.sqlite import NOTICE
 from parsl_balsam.db.statement import Statement
-from parsl_balsam.db.watch import Watch, watch
+from parsl_balsam.db.watch import watch
 from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 #: SQLite has no notifications. Who commits a notice sets the times of the file, and where that cannot be heard, the
 #: change counter is read this often, seconds. The first figure holds right after a change, the second after a long
 #: quiet time; between them the interval is a twentieth of the quiet time.
-_SHORTEST_POLL_S = 0.0005
+_SHORTEST_POLL_S = 0.001
 _LONGEST_POLL_S = 0.02
 
 #: The same where it can be heard: somebody may have been killed between the two.
@@ -54,7 +53,7 @@ def notify(connection: Connection, workflow_id: int, topic: Topic) -> None:
         connection.info[NOTICE] = True
 
 
-_NOTIFY = Statement(sql_select(func.pg_notify(bindparam("channel"), "")))
+_NOTIFY = Statement(select(func.pg_notify(bindparam("channel"), "")))
 
 _COUNT_UP = Statement(
     sqlite.insert(notices).on_conflict_do_update(
@@ -189,12 +188,11 @@ class _SqliteWakeup(Wakeup):
     def _listen(self, bell: Bell, seconds: float) -> bool:
         """Wait until there may be something new, for a time at most; return whether the bell rang."""
         if self._watch is None:
-            return bool(select.select([bell], [], [], seconds)[0])
-        heard: list[Watch | Bell] = [self._watch, bell]
-        readable, _, _ = select.select(heard, [], [], seconds)
-        if self._watch in readable:
+            return bool(readable([bell], seconds))
+        heard = readable([self._watch, bell], seconds)
+        if self._watch in heard:
             self._watch.clear()  # before looking: what comes later is heard again
-        return bell in readable
+        return bell in heard
 
     def close(self) -> None:
         self._connection.close()
@@ -241,8 +239,7 @@ class _PostgresWakeup(Wakeup):
                 self._connect()
                 return True
             if not self._connection.notifies:
-                readable, _, _ = select.select([self._connection, bell], [], [], timeout)
-                if bell in readable:
+                if bell in readable([self._connection, bell], timeout):
                     bell.silence()
                 self._connection.poll()
             noticed = bool(self._connection.notifies)
@@ -250,7 +247,7 @@ class _PostgresWakeup(Wakeup):
             return noticed
         except (psycopg2.Error, DatabaseUnavailable):
             self.close()
-            if select.select([bell], [], [], min(timeout, _RECONNECT_S))[0]:
+            if readable([bell], min(timeout, _RECONNECT_S)):
                 bell.silence()
             return False
 

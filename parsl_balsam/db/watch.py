@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
+
+from parsl_balsam.db.descriptors import readable
 
 _IN_ATTRIB = 0x4
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
@@ -54,7 +55,7 @@ def watch(path: str) -> Watch | None:
     if libc.inotify_add_watch(descriptor, os.fsencode(path), _IN_ATTRIB) >= 0:
         # There are file systems and containers in which nothing is heard.
         touch(path)
-        if select.select([found], [], [], 0.0)[0]:
+        if readable([found], 0.0):
             found.clear()
             return found
     found.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -140,6 +141,41 @@ def test_bell_ends_a_wait(database: Database, stack: ExitStack) -> None:
         waiter.bell.ring()
         waiter.expect(count)
     check_invariants(database)
+
+
+@pytest.fixture
+def many_files(stack: ExitStack) -> None:
+    """Have so many files open that those which are opened from now on have numbers that `select` does not take."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 1500
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            pytest.skip(f"no more than {hard} files may be open here")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    latest = -1
+    while latest < 1024:
+        latest = os.open(os.devnull, os.O_RDONLY)
+        stack.callback(os.close, latest)
+
+
+def test_script_may_have_many_files_open(database: Database, stack: ExitStack, many_files: None) -> None:
+    waiter = wait_for(stack, database, 1, Topic.WORK)
+    assert waiter.bell.fileno() >= 1024
+    commit_notice(database, 1, Topic.WORK)
+    waiter.expect(1)
+    waiter.bell.ring()
+    waiter.expect(2)
+    check_invariants(database)
+
+
+def test_file_is_watched_though_many_are_open(tmp_path: Path, stack: ExitStack, many_files: None) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    heard = watch(str(path))
+    assert heard is not None
+    stack.enter_context(closing(heard))
+    assert heard.fileno() >= 1024
 
 
 def test_bell_rung_early_and_often_ends_one_wait(database: Database, stack: ExitStack) -> None:
