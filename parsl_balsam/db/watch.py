@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 from parsl_balsam.db.descriptors import readable
+from parsl_balsam.model.libc import libc
 
 _IN_ATTRIB = 0x4
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
@@ -44,7 +44,6 @@ def touch(path: str) -> None:
 
 def watch(path: str) -> Watch | None:
     """Begin to watch a file; return None where that does not work."""
-    libc = ctypes.CDLL(None, use_errno=True)
     try:
         descriptor = libc.inotify_init1(_FLAGS)
     except AttributeError:  # not Linux

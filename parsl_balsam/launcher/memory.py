@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+from parsl_balsam.model.libc import libc
 
 #: Parameters of glibc's `mallopt`, and the most that it would come to by itself in time.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     fill it.
     """
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = libc.mallopt
     except AttributeError:  # another C library
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)

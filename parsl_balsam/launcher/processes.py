@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from collections.abc import Collection
 from pathlib import Path
 
+from parsl_balsam.model.libc import libc, why_it_failed
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def inherit_orphans() -> None:
@@ -27,9 +26,8 @@ def die_with_parent(parent: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise why_it_failed()
 
 
 def close_sockets(spare: int) -> None:
@@ -94,7 +92,7 @@ def marked(name: str, value: str, *, start: bool = False) -> list[int]:
 def has_children() -> bool:
     """Tell, at the price of one system call, whether this process has any child."""
     # Not `os.waitid`, which raises an exception where there is none, as after nearly every task.
-    return bool(_libc.waitid(os.P_ALL, 0, None, os.WEXITED | os.WNOHANG | os.WNOWAIT) == 0)
+    return bool(libc.waitid(os.P_ALL, 0, None, os.WEXITED | os.WNOHANG | os.WNOWAIT) == 0)
 
 
 def kill(pid: int) -> None:
