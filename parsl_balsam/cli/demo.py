@@ -18,9 +18,9 @@ import click
 from rich.console import Console
 
 from parsl_balsam.cli.options import opened
+from parsl_balsam.db.blocklist import open_blocks
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.history import TaskLine, count_states, list_tasks
-from parsl_balsam.db.service import open_blocks
 from parsl_balsam.model.errors import BalsamError, ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from parsl_balsam.model.states import TaskState
 

@@ -24,10 +24,11 @@ from parsl_balsam.cli.output import (
     when,
 )
 from parsl_balsam.db import history
+from parsl_balsam.db.blocklist import BlockLine, open_blocks
 from parsl_balsam.db.drivers import is_dead
 from parsl_balsam.db.history import AttemptRecord, Event, TaskRecord
 from parsl_balsam.db.pauses import paused_workflows
-from parsl_balsam.db.service import OpenBlock, OpenRun, open_blocks, open_runs, waiting_sizes
+from parsl_balsam.db.service import OpenRun, open_runs, waiting_sizes
 from parsl_balsam.model.shares import Share, compress
 from parsl_balsam.model.states import TaskState
 
@@ -172,7 +173,7 @@ def _print_runs(runs: Sequence[OpenRun]) -> None:
         )
 
 
-def _print_blocks(blocks: Sequence[OpenBlock]) -> None:
+def _print_blocks(blocks: Sequence[BlockLine]) -> None:
     print_table(
         ["block", "workflow", "job", "state", "host", "nodes", "tasks", "since", "time left", "lease"],
         [

@@ -31,11 +31,13 @@ class BlockLine:
     job_reason: str | None
     end_wish: str | None  #: who wants it ended before its time
     host: str | None  #: of its launcher
+    pid: int | None  #: of its launcher
     nodes: int | None  #: that tasks may run on; None before it starts
     requested_nodes: int | None
     lost_nodes: str | None  #: with the reasons
     walltime_min: float | None  #: that was asked for
     time_left_s: float | None  #: until its batch job ends; None where no end is known, or it is over
+    lease_left_s: float | None  #: until its tasks are taken back if it is not heard of; None before it starts and after
     running: int  #: tasks that have processes there
     held: int  #: tasks its launcher has claimed and not ended, those that run included
     requested_at: float
@@ -48,6 +50,19 @@ class BlockLine:
     def is_open(self) -> bool:
         """Whether it is requested or runs."""
         return self.state in (BlockState.REQUESTED, BlockState.RUNNING)
+
+
+def open_blocks(database: Database, workflow: str | None = None) -> list[BlockLine]:
+    """Return the blocks that are requested or run, in the order in which they were requested.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such workflow.
+    """
+    with database.read() as connection:
+        query = _lines().where(IS_OPEN, *of_workflow(connection, workflow, blocks.c.workflow_id))
+        return [_line(row) for row in connection.execute(query).mappings()]
 
 
 def list_blocks(database: Database, workflow: str | None = None, ended: int | None = None) -> list[BlockLine]:
@@ -95,7 +110,7 @@ def _lines() -> Select[Any]:
     running = held.where(tasks.c.state == TaskState.RUNNING.value)
     named = (
         *("id", "name", "tag", "scheduler", "job_id", "queue", "state", "job_state", "job_reason", "end_wish", "host"),
-        *("nodes", "requested_nodes", "lost_nodes", "walltime_min", "requested_at", "started_at", "ended_at"),
+        *("pid", "nodes", "requested_nodes", "lost_nodes", "walltime_min", "requested_at", "started_at", "ended_at"),
         *("reason", "why"),
     )
     return (
@@ -104,6 +119,7 @@ def _lines() -> Select[Any]:
             workflows.c.name.label("workflow"),
             workflows.c.label.label("executor"),
             (blocks.c.ends_at - clock()).label("time_left_s"),
+            (blocks.c.lease_until - clock()).label("lease_left_s"),
             held.scalar_subquery().label("held"),
             running.scalar_subquery().label("running"),
         )
@@ -121,5 +137,6 @@ def _line(row: Any) -> BlockLine:
             "state": BlockState(given["state"]),
             "job_state": None if given["job_state"] is None else JobState(given["job_state"]),
             "time_left_s": None if over else given["time_left_s"],
+            "lease_left_s": None if over else given["lease_left_s"],
         }
     )

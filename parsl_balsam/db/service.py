@@ -1,4 +1,4 @@
-"""Who works on tasks now: blocks that are requested or run, and runs that drive workflows. It only reads."""
+"""Who serves the tasks that wait: runs that drive workflows, and the room that open blocks have. It only reads."""
 
 from __future__ import annotations
 
@@ -15,26 +15,6 @@ from parsl_balsam.model.waiting import OpenRoom, why_it_waits
 
 
 @dataclass(frozen=True, slots=True)
-class OpenBlock:
-    """A block that is requested or runs. Times are in seconds since the epoch."""
-
-    id: int
-    workflow: str
-    name: str  #: Parsl's block id, unique within its run only
-    job_id: str | None
-    state: BlockState
-    host: str | None
-    pid: int | None  #: of its launcher
-    requested_at: float
-    started_at: float | None
-    held: int  #: tasks its launcher has claimed and not ended
-    lease_left_s: float | None  #: time until its tasks are taken back if it is not heard of; None before it starts
-    nodes: int | None  #: that tasks may run on; None before it starts
-    lost_nodes: str | None  #: with the reasons
-    time_left_s: float | None  #: until its batch job ends; None where no end is known
-
-
-@dataclass(frozen=True, slots=True)
 class OpenRun:
     """A run that has not ended, as far as the database knows."""
 
@@ -43,41 +23,6 @@ class OpenRun:
     executor: str  #: its label
     driver: Driver
     started_at: float  #: seconds since the epoch
-
-
-def open_blocks(database: Database, workflow: str | None = None) -> list[OpenBlock]:
-    """Return the blocks that are requested or run.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no such workflow.
-    """
-    held = select(func.count()).where(tasks.c.block_id == blocks.c.id).correlate(blocks).scalar_subquery()
-    query = (
-        select(
-            blocks.c.id,
-            workflows.c.name.label("workflow"),
-            blocks.c.name,
-            blocks.c.job_id,
-            blocks.c.state,
-            blocks.c.host,
-            blocks.c.pid,
-            blocks.c.requested_at,
-            blocks.c.started_at,
-            held.label("held"),
-            (blocks.c.lease_until - clock()).label("lease_left_s"),
-            blocks.c.nodes,
-            blocks.c.lost_nodes,
-            (blocks.c.ends_at - clock()).label("time_left_s"),
-        )
-        .join(workflows, workflows.c.id == blocks.c.workflow_id)
-        .where(IS_OPEN)
-        .order_by(blocks.c.id)
-    )
-    with database.read() as connection:
-        query = query.where(*of_workflow(connection, workflow, blocks.c.workflow_id))
-        return [OpenBlock(**{**row, "state": BlockState(row["state"])}) for row in connection.execute(query).mappings()]
 
 
 def open_runs(database: Database, workflow: str | None = None) -> list[OpenRun]:

@@ -24,7 +24,8 @@ from sqlalchemy.engine import make_url
 from parsl_balsam.cli.feed import EventFeed
 from parsl_balsam.cli.main import main
 from parsl_balsam.cli.output import duration, printable, size
-from parsl_balsam.db import history, service
+from parsl_balsam.db import history
+from parsl_balsam.db.blocklist import open_blocks
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.schema import events, schema_version
 from parsl_balsam.model.states import TaskState
@@ -361,7 +362,7 @@ def test_status_takes_back_the_tasks_of_a_dead_launcher(empty_database: Callable
     with lingering(url, tmp_path) as script, followed(url) as wait_for:
         task_id = wait_for("running")["task_id"]
         with opened(url) as database:
-            (block,) = service.open_blocks(database)
+            (block,) = open_blocks(database)
         script.kill()  # first, since a run takes tasks back, too
         script.wait()
         assert block.pid is not None
