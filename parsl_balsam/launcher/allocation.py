@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from parsl_balsam.model.errors import AllocationError
+from parsl_balsam.model.nodelists import MOST, UnreadableList, cray_nodes, numbers, slurm_counts, slurm_nodes
 
-_SLURM_ITEM = re.compile(r"(?:[^\s,\[\]]|\[[^\s\[\]]*\])+")
-_SLURM_PART = re.compile(r"\[([^\]]*)\]|([^\[]+)")
 _CONFIGURATION_AS_OF = re.compile(r"Configuration data as of (\d{1,18})$", re.ASCII | re.MULTILINE)
-# Longer numbers are no numbers of nodes; Python refuses to read very long ones.
-_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
-_REPEATED_COUNT = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _HOST = re.compile(r"[\w.-]+", re.ASCII)
 #: On CORAL machines a job's script runs on a launch node, the first of its hosts, which takes no ranks.
 _LAUNCH_HOST = re.compile(r"(?:batch|login)\d*")
 
-#: No job has more nodes, and no node more cores: a few characters of garbage may stand for more than fit into memory.
-_MOST = 1_000_000
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,54 +60,6 @@ def detect(environ: Mapping[str, str], read: Callable[[str], str], now: float, *
     if "LSB_JOBID" in environ:
         return _lsf(environ, read)
     return Allocation("local", None, ("localhost",) * pretend_nodes, None, None, 0)
-
-
-def expand_slurm_nodes(text: str, variable: str = "SLURM_JOB_NODELIST") -> tuple[str, ...]:
-    """Return the nodes of a compressed list: ``n[1-3,07-09],m-2`` or ``r[1-2]c[0-3]``.
-
-    As ``scontrol show hostnames`` does (scontrol(1)): numbers have at least as many digits as the start of their range,
-    and of several brackets the last runs fastest.
-
-    Raises
-    ------
-    AllocationError
-        It is not such a list; the message says it is the value of `variable`.
-    """
-    nodes: list[str] = []
-    for item in _items(_SLURM_ITEM, text, variable, text):
-        choices = [
-            [literal] if literal else _numbers(ranges, variable, text)
-            for ranges, literal in _SLURM_PART.findall(item[0])
-        ]
-        _check_size(len(nodes) + math.prod(map(len, choices)), variable, text)
-        nodes += map("".join, itertools.product(*choices))
-    return tuple(nodes)
-
-
-def expand_slurm_counts(text: str, variable: str = "SLURM_JOB_CPUS_PER_NODE") -> tuple[int, ...]:
-    """Return one count for each node of ``72(x2),36``: 72, 72, 36 (sbatch(1), SLURM_JOB_CPUS_PER_NODE).
-
-    Raises
-    ------
-    AllocationError
-        It is not such a list; the message says it is the value of `variable`.
-    """
-    counts: list[int] = []
-    for item in _items(_REPEATED_COUNT, text, variable, text):
-        _check_size(max(int(item[1]), len(counts) + int(item[2] or 1)), variable, text)
-        counts += [int(item[1])] * int(item[2] or 1)
-    return tuple(counts)
-
-
-def expand_cray_nodes(text: str, variable: str = "COBALT_PARTNAME") -> tuple[str, ...]:
-    """Return the host names of a list of Cray node ids: nid00012 to nid00015 and nid00020 for ``12-15,20``.
-
-    Raises
-    ------
-    AllocationError
-        It is not such a list; the message says it is the value of `variable`.
-    """
-    return tuple(f"nid{int(number):05d}" for number in _numbers(text, variable, text))
 
 
 def parse_node_file(text: str, variable: str, path: str) -> Counter[str]:
@@ -214,20 +160,20 @@ def parse_slurm_clock(answer: str) -> float:
 
 
 def _slurm(environ: Mapping[str, str], now: float) -> Allocation:
-    nodes = expand_slurm_nodes(_value(environ, "SLURM_JOB_NODELIST"))
+    nodes = _read_list(slurm_nodes, "SLURM_JOB_NODELIST", _value(environ, "SLURM_JOB_NODELIST"))
     told = environ.get("SLURM_JOB_NUM_NODES")
     if told is not None and _count("SLURM_JOB_NUM_NODES", told) != len(nodes):
         raise _unreadable("SLURM_JOB_NUM_NODES", told, f"SLURM_JOB_NODELIST has {len(nodes)} nodes")
     cores = None
     if counts := environ.get("SLURM_JOB_CPUS_PER_NODE"):
-        per_node = expand_slurm_counts(counts)
+        per_node = _read_list(slurm_counts, "SLURM_JOB_CPUS_PER_NODE", counts)
         if len(per_node) != len(nodes):
             raise _unreadable("SLURM_JOB_CPUS_PER_NODE", counts, f"SLURM_JOB_NODELIST has {len(nodes)} nodes")
         cores = min(per_node)
     if "SLURM_GPUS_ON_NODE" in environ:
         gpus = _count("SLURM_GPUS_ON_NODE", environ["SLURM_GPUS_ON_NODE"])
     elif ids := environ.get("SLURM_JOB_GPUS"):
-        gpus = len(_numbers(ids, "SLURM_JOB_GPUS", ids))
+        gpus = len(_read_list(numbers, "SLURM_JOB_GPUS", ids))
     else:
         gpus = 0
     return Allocation(
@@ -240,7 +186,7 @@ def _cobalt(environ: Mapping[str, str], read: Callable[[str], str], now: float) 
     if "COBALT_NODEFILE" in environ:
         nodes = tuple(_node_file(environ, "COBALT_NODEFILE", read))
     elif "COBALT_PARTNAME" in environ:
-        nodes = expand_cray_nodes(environ["COBALT_PARTNAME"])
+        nodes = _read_list(cray_nodes, "COBALT_PARTNAME", environ["COBALT_PARTNAME"])
     else:
         raise AllocationError(
             "Neither COBALT_NODEFILE (clusters) nor COBALT_PARTNAME (Cray) is set in this Cobalt job. "
@@ -273,31 +219,12 @@ def _lsf(environ: Mapping[str, str], read: Callable[[str], str]) -> Allocation:
     return Allocation("lsf", environ["LSB_JOBID"], nodes, None, min(slots[node] for node in nodes), 0)
 
 
-def _items(pattern: re.Pattern[str], text: str, variable: str, value: str) -> list[re.Match[str]]:
-    """Match every item of a comma list, all of `value` or a part of it; items may have commas inside."""
-    items: list[re.Match[str]] = []
-    position = 0
-    while item := pattern.match(text, position):
-        items.append(item)
-        position = item.end() + 1
-        if text[item.end() : position] != ",":
-            break
-    if not items or items[-1].end() != len(text):
-        where = items[-1].end() if items else 0
-        raise _unreadable(variable, value, f"{text[where:]!r} is not understood")
-    return items
-
-
-def _numbers(ranges: str, variable: str, value: str) -> list[str]:
-    """Return the numbers of ``1,07-09``, which is all of `value` or a part of it."""
-    numbers: list[str] = []
-    for item in _items(_RANGE, ranges, variable, value):
-        first, last = item[1], item[2] or item[1]
-        if int(last) < int(first):
-            raise _unreadable(variable, value, f"the range {item[0]} ends before it starts")
-        _check_size(len(numbers) + int(last) - int(first) + 1, variable, value)
-        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return numbers
+def _read_list(read: Callable[[str], _T], variable: str, value: str) -> _T:
+    """Read a list that is the value of a variable."""
+    try:
+        return read(value)
+    except UnreadableList as error:
+        raise _unreadable(variable, value, str(error)) from None
 
 
 def _value(environ: Mapping[str, str], variable: str) -> str:
@@ -319,9 +246,11 @@ def _node_file(environ: Mapping[str, str], variable: str, read: Callable[[str], 
 
 def _count(variable: str, number: str, value: str | None = None) -> int:
     """Read a number, which is all of `value` or a part of it."""
+    value = number if value is None else value
     if not _NUMBER.fullmatch(number):
-        raise _unreadable(variable, number if value is None else value, f"{number!r} is not a whole number")
-    _check_size(int(number), variable, number if value is None else value)
+        raise _unreadable(variable, value, f"{number!r} is not a whole number")
+    if int(number) > MOST:
+        raise _unreadable(variable, value, f"{int(number)} is more than there can be")
     return int(number)
 
 
@@ -332,11 +261,6 @@ def _seconds_to(environ: Mapping[str, str], variable: str, now: float) -> float 
     if not _NUMBER.fullmatch(environ[variable]):
         raise _unreadable(variable, environ[variable], "that is not a whole number of seconds")
     return int(environ[variable]) - now
-
-
-def _check_size(count: int, variable: str, value: str) -> None:
-    if count > _MOST:
-        raise _unreadable(variable, value, f"{count} is more than there can be")
 
 
 def _unreadable(variable: str, value: str, why: str) -> AllocationError:

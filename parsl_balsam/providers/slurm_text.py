@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from parsl.jobs.states import JobState
 
+from parsl_balsam.model.nodelists import UnreadableList, slurm_nodes
 from parsl_balsam.providers.commands import Finished, whole_lines
 from parsl_balsam.providers.scheduler import Accepted, JobReport, Refused, Unclear
 
@@ -60,9 +61,6 @@ _WHAT_IT_DOES = {
     "SUSPENDED": "suspended by the scheduler",
     "STOPPED": "stopped by the scheduler",
 }
-
-#: Longer lists of nodes are cut off, characters.
-_LONGEST = 10_000
 
 #: Reasons of jobs that wait until somebody does something.
 _HELD = ("JobHeldUser", "JobHeldAdmin", "DependencyNeverSatisfied")
@@ -171,7 +169,7 @@ def read_scontrol(done: Finished, job_id: str) -> JobReport | None:
     nodes, first = _value("NodeList", text), _value("BatchHost", text)
     limit, exit_code = _value("TimeLimit", text), _exit(_value("ExitCode", text))
     # A job that was to outlive its nodes ends so when it loses the one of its script, which is then none of its nodes.
-    if row.reason == "JobLaunchFailure" and first and first not in expand(nodes):
+    if row.reason == "JobLaunchFailure" and _lacks(nodes, first):
         return _ending("NODE_FAIL", row.reason, exit_code, limit, first)
     return _ending(word, row.reason, exit_code, limit, nodes)
 
@@ -213,23 +211,6 @@ def read_scancel(done: Finished, job_ids: list[str]) -> set[str]:
         if _UNKNOWN_JOB not in found[2] and "already completing or completed" not in found[2]:
             refused.add(found[1])
     return set(job_ids) - refused if done.stderr.strip() else set()
-
-
-def expand(nodes: str) -> list[str]:
-    """Return the names in a node list such as ``n[01-03,7],m1``; what cannot be read stays as it is."""
-    names: list[str] = []
-    # Written so that there is one way to match a text: where there are more, long garbage takes for ever.
-    for prefix, ranges, suffix in re.findall(r"([^,\[\]]*)(?:\[([^\[\]]*)\]([^,\[\]]*))?(?:,|$)", nodes[:_LONGEST]):
-        for part in ranges.split(",") if ranges else [""]:
-            first, dash, last = part.partition("-")
-            # Python refuses to read numbers of thousands of digits.
-            is_range = dash and max(len(first), len(last)) < 10 and first.isdecimal() and last.isdecimal()
-            if is_range and 0 <= int(last) - int(first) < 100_000 and len(names) < 100_000:
-                middles = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
-            else:
-                middles = [part]
-            names += [prefix + middle + suffix for middle in middles]
-    return [name for name in names if name]
 
 
 def _ending(
@@ -283,6 +264,14 @@ def _rows(text: str, separator: str, columns: int) -> Iterator[list[str]]:
         fields = [field.strip() for field in line.split(separator, columns - 1)]
         if len(fields) == columns:
             yield fields
+
+
+def _lacks(nodes: str, name: str) -> bool:
+    """Tell whether a node is none of a list; a list that cannot be read does not say so."""
+    try:
+        return bool(name) and (not nodes or name not in slurm_nodes(nodes))
+    except UnreadableList:
+        return False
 
 
 def _value(name: str, text: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from itertools import groupby
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -12,10 +11,6 @@ from hypothesis import strategies as st
 from parsl_balsam.launcher.allocation import (
     Allocation,
     detect,
-    expand_cray_nodes,
-    expand_slurm_counts,
-    expand_slurm_nodes,
-    parse_lsf_hosts,
     parse_slurm_clock,
     parse_slurm_end,
     slurm_clock_command,
@@ -42,33 +37,6 @@ def found(environ: Mapping[str, str], files: Mapping[str, str] | None = None) ->
     return detect(environ, read, NOW)
 
 
-def compress(numbers: list[int], digits: int) -> str:
-    """Write numbers as Slurm does: 1-3,7."""
-    runs = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
-    ends = [[number for _, number in run] for _, run in runs]
-    return ",".join(
-        f"{run[0]:0{digits}d}" if len(run) == 1 else f"{run[0]:0{digits}d}-{run[-1]:0{digits}d}" for run in ends
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "nodes"),
-    [
-        ("n7", "n7"),
-        ("n[1-4]", "n1 n2 n3 n4"),
-        ("n[1-3,7],m03", "n1 n2 n3 n7 m03"),
-        ("n[1-2,07-09],m-2", "n1 n2 n07 n08 n09 m-2"),
-        ("n[8-11]", "n8 n9 n10 n11"),
-        ("n[098-101]", "n098 n099 n100 n101"),
-        ("r[1-2]c[0,3]", "r1c0 r1c3 r2c0 r2c3"),
-        ("a[1],b,c[2-3]", "a1 b c2 c3"),
-        ("login.site.org", "login.site.org"),
-    ],
-)
-def test_slurm_nodes(text: str, nodes: str) -> None:
-    assert expand_slurm_nodes(text) == tuple(nodes.split())
-
-
 @pytest.mark.parametrize(
     "text", ["", ",", "n[1-2],", "n,,m", "n[", "n[]", "n]", "n[3-1]", "n[a]", "n[1-]", "n[1 -2]", "n m"]
 )
@@ -78,38 +46,26 @@ def test_unreadable_slurm_nodes(text: str) -> None:
     assert f"SLURM_JOB_NODELIST={text!r}" in str(refused.value)
 
 
-@given(st.sets(st.integers(0, 3000), min_size=1), st.integers(1, 6), st.sampled_from(["n", "rack-2-", "x1y"]))
-def test_expanding_undoes_compressing(numbers: set[int], digits: int, name: str) -> None:
-    ordered = sorted(numbers)
-    nodes = tuple(f"{name}{number:0{digits}d}" for number in ordered)
-    assert expand_slurm_nodes(f"{name}[{compress(ordered, digits)}]") == nodes
-    assert expand_slurm_nodes(",".join(nodes)) == nodes
-
-
-@given(st.sets(st.integers(0, 99999), min_size=1))
-def test_cray_nodes_have_five_digits(numbers: set[int]) -> None:
-    ordered = sorted(numbers)
-    assert expand_cray_nodes(compress(ordered, 1)) == tuple(f"nid{number:05d}" for number in ordered)
-
-
-@given(st.lists(st.integers(0, 300), min_size=1))
-def test_slurm_counts(counts: list[int]) -> None:
-    runs = [(count, len(list(run))) for count, run in groupby(counts)]
-    text = ",".join(str(count) if times == 1 else f"{count}(x{times})" for count, times in runs)
-    assert expand_slurm_counts(text) == tuple(counts)
-
-
-@pytest.mark.parametrize("parse", [expand_slurm_nodes, expand_slurm_counts, expand_cray_nodes, parse_lsf_hosts])
+@pytest.mark.parametrize(
+    ("job", "variable"),
+    [
+        (SLURM, "SLURM_JOB_NODELIST"),
+        (SLURM, "SLURM_JOB_CPUS_PER_NODE"),
+        (SLURM, "SLURM_JOB_GPUS"),
+        (COBALT, "COBALT_PARTNAME"),
+        (LSF, "LSB_MCPU_HOSTS"),
+    ],
+)
 @given(st.text("n1-9[],(x) ", max_size=12))
-def test_any_text_is_read_or_refused_by_name(parse: Callable[[str, str], Collection[object]], text: str) -> None:
+def test_any_text_is_read_or_refused_by_name(job: Mapping[str, str], variable: str, text: str) -> None:
     try:
-        read = parse(text, "VARIABLE")
+        read = found({**job, variable: text})
     except AllocationError as error:
         refusal = str(error)
     else:
-        assert len(read) > 0
+        assert len(read.nodes) > 0
         return
-    assert refusal.startswith(f"VARIABLE={text!r} ")
+    assert refusal.startswith(f"{variable}={text!r} ")
 
 
 def test_slurm_job() -> None:

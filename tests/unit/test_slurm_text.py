@@ -19,7 +19,7 @@ from parsl_balsam.providers.commands import Finished
 from parsl_balsam.providers.scheduler import Accepted, Answer, JobReport, Refused, SubmittedJob, Unclear
 from parsl_balsam.providers.slurm import SlurmProvider
 from parsl_balsam.providers.slurm_scheduler import SlurmOptions, SlurmScheduler
-from parsl_balsam.providers.slurm_text import expand, read_scancel, read_scontrol
+from parsl_balsam.providers.slurm_text import read_scancel, read_scontrol
 
 ID_PATTERN = re.compile(r"Submitted batch job (?P<id>\S*)")
 
@@ -319,6 +319,16 @@ def test_queue_tells_how_a_job_is(row: str, state: JobState, message: str | None
             JobReport(JobState.FAILED, "node failure (n1)", 137),
         ),
         (
+            "FAILED",
+            {"exit_code": "0:9", "reason": "JobLaunchFailure", "nodes": "(null)"},
+            JobReport(JobState.FAILED, "node failure (n1)", 137),
+        ),
+        (
+            "FAILED",
+            {"exit_code": "0:9", "reason": "JobLaunchFailure", "nodes": "n[2-"},
+            JobReport(JobState.FAILED, "killed by signal 9", 137),
+        ),
+        (
             "CANCELLED",
             {"exit_code": "0:15"},
             JobReport(JobState.CANCELLED, "cancelled by its user or an administrator"),
@@ -470,19 +480,6 @@ def test_scancel_tells_which_wishes_it_took(code: int | None, stderr: str, taken
     assert read_scancel(Finished(("scancel",), code, "", stderr), ["1", "2"]) == taken
 
 
-@pytest.mark.parametrize(
-    ("nodes", "names"),
-    [
-        ("n1", ["n1"]),
-        ("n[1-3]", ["n1", "n2", "n3"]),
-        ("a[08-10,12],b", ["a08", "a09", "a10", "a12", "b"]),
-        ("", []),
-    ],
-)
-def test_node_lists_are_expanded(nodes: str, names: list[str]) -> None:
-    assert expand(nodes) == names
-
-
 # Junk
 
 TEXT = st.text(alphabet=st.sampled_from("12|\n :;,=[]-\x00\xff\udc80abRUNIG_JobStaeId"), max_size=60) | st.text(
@@ -511,11 +508,6 @@ def test_junk_is_never_taken_for_news(replies: list[Finished]) -> None:
     for reply in replies:
         said = scheduler().read_submission(reply)
         assert isinstance(said, Refused | Unclear)
-
-
-@given(TEXT)
-def test_any_node_list_can_be_read(text: str) -> None:
-    assert all(isinstance(name, str) for name in expand(text))
 
 
 @given(TEXT, st.sampled_from(["RUNNING", "FAILED", "CANCELLED", "TIMEOUT"]))
