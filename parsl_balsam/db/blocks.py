@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
-from sqlalchemy.exc import OperationalError, StatementError
 
 from parsl_balsam.db.connect import Database, clock, now, server_started
-from parsl_balsam.db.endings import record_ends, unclaim
+from parsl_balsam.db.estates import settle
 from parsl_balsam.db.lifeline import Lifeline
-from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, attempts, blocks, tasks
+from parsl_balsam.db.schema import IS_OPEN, IS_RUNNING, blocks, tasks
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.db.wills import read_will, remove_will
-from parsl_balsam.model.errors import BalsamError, UnreadableRecord
-from parsl_balsam.model.shares import Share, read_shares
-from parsl_balsam.model.states import JOB_ENDED, JOB_OVER, BlockState, JobState, Outcome, TaskState
-from parsl_balsam.model.tasks import AttemptEnd
-
-logger = logging.getLogger(__name__)
+from parsl_balsam.model.errors import BalsamError
+from parsl_balsam.model.states import JOB_ENDED, JOB_OVER, BlockState, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +193,7 @@ def close_block(database: Database, block_id: int, reason: str) -> None:
         ).one()
         if row.state in (BlockState.REQUESTED.value, BlockState.RUNNING.value):
             left = read_will(row.directory, block_id).ends
-            _end_as_left(connection, block_id, row.workflow_id, BlockState.ENDED, reason, left)
+            settle(connection, block_id, row.workflow_id, BlockState.ENDED, reason, left)
     _clear(row.directory, block_id)
 
 
@@ -253,7 +246,7 @@ def reap(database: Database) -> list[int]:
             how = _how_lost(still.job_state, still.job_reason)
             if will.reason is not None:
                 how = BlockState.ENDED, will.reason
-            _end_as_left(connection, block_id, workflow_id, *how, will.ends)
+            settle(connection, block_id, workflow_id, *how, will.ends)
         _clear(still.directory, block_id)
         lost.append(block_id)
     return lost
@@ -305,97 +298,3 @@ def _abandon(connection: Connection, block_id: int, reason: str, *conditions: Co
         .where(blocks.c.id == block_id, blocks.c.state == BlockState.REQUESTED.value, *conditions)
         .values(state=BlockState.ENDED.value, ended_at=clock(), reason=reason)
     )
-
-
-def _end_as_left(
-    connection: Connection, block_id: int, workflow_id: int, state: BlockState, reason: str, left: Sequence[AttemptEnd]
-) -> None:
-    """End a block with what its launcher has left; without it where it cannot be stored, since it must end."""
-    if left:
-        try:
-            with connection.begin_nested():
-                return _end(connection, block_id, workflow_id, state, reason, left)
-        except (StatementError, OverflowError, ValueError, TypeError) as error:
-            if isinstance(error, OperationalError) or connection.invalidated:
-                raise
-            logger.exception("what the launcher of block %d has left cannot be recorded", block_id)
-    _end(connection, block_id, workflow_id, state, reason)
-
-
-def _end(
-    connection: Connection,
-    block_id: int,
-    workflow_id: int,
-    state: BlockState,
-    reason: str,
-    left: Sequence[AttemptEnd] = (),
-) -> None:
-    """End a block. Attempts whose ends its launcher has left on disk end so."""
-    connection.execute(
-        blocks.update().where(blocks.c.id == block_id).values(state=state.value, ended_at=clock(), reason=reason)
-    )
-    at = now(connection)
-    before, block_before = attempts.alias(), blocks.alias()
-    held = connection.execute(
-        select(
-            tasks.c.id,
-            tasks.c.attempts,
-            tasks.c.token,
-            tasks.c.state,
-            tasks.c.cancel_requested,
-            attempts.c.host,
-            attempts.c.placement,
-            attempts.c.started_at,
-            (block_before.c.state == BlockState.LOST.value).label("lost_before"),
-        )
-        .join(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
-        .outerjoin(before, (before.c.task_id == tasks.c.id) & (before.c.number == tasks.c.attempts - 1))
-        .outerjoin(block_before, block_before.c.id == before.c.block_id)
-        .where(tasks.c.block_id == block_id)
-        .order_by(tasks.c.id)
-        .with_for_update(of=tasks)  # a cancellation must not come between this and what is decided by it
-    ).all()
-    tokens = {(row.id, row.attempts): row.token for row in held}
-    # All at once: whoever took more locks after the count of ends could wait in a circle.
-    ends = [end for end in left if tokens.get((end.task_id, end.number)) == end.token]
-    told = {end.task_id for end in ends}
-    if dropped := len(left) - len(ends):
-        logger.info("block %d has left %d ends of attempts that are recorded or no longer wanted", block_id, dropped)
-    held = [row for row in held if row.id not in told]
-    if state is BlockState.ENDED:
-        waiting = [row.id for row in held if row.state == TaskState.ASSIGNED.value and not row.cancel_requested]
-        unclaim(connection, waiting, f"block {block_id}", reason, at)
-        held = [row for row in held if row.id not in set(waiting)]
-    ends += [
-        AttemptEnd(
-            row.id,
-            row.attempts,
-            row.token,
-            Outcome.CRASH if state is BlockState.LOST and _may_have_crashed(row) else Outcome.ENDED,
-            host=row.host,
-            shares=_shares(row.placement),
-            started_at=row.started_at,
-            error=f"block {block_id}: {reason}",
-        )
-        for row in held
-    ]
-    record_ends(connection, workflow_id, ends, f"block {block_id}", at)
-    notify(connection, workflow_id, Topic.WORK)
-    notify(connection, workflow_id, Topic.FINISHED)
-
-
-def _shares(placement: str | None) -> tuple[Share, ...]:
-    """Return a placement. A damaged one must not keep the tasks of a dead launcher from being given to others."""
-    try:
-        return read_shares(placement)
-    except UnreadableRecord:
-        return ()
-
-
-def _may_have_crashed(row: Any) -> bool:
-    """Tell whether a task of a lost launcher is to be charged with it.
-
-    One that was only assigned is not, for it did not run. But a start is recorded a moment late, and a task that kills
-    its launcher within that moment would do so for ever: the second launcher in a row is one too many.
-    """
-    return bool(row.state == TaskState.RUNNING.value or row.lost_before)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-from parsl_balsam.launcher.pool import Need
+from parsl_balsam.launcher.groups import Group, Shape, Waiting, by_shape, shape_of
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.shares import Share
@@ -25,71 +24,13 @@ PATIENCE_S = 10.0
 #: A task is put before larger and longer ones of its priority when one that came so much later has started, seconds.
 STARVING_S = 600.0
 
-#: Sorts tasks that may be placed alike: what they need, the most demanding first.
-_Shape = tuple[int, int, float, int, int, int, float]
-
 _Placed = tuple[int, tuple[Share, ...]]
-
-
-@dataclass(slots=True)
-class _Group:
-    """Waiting tasks of one shape. Those that nobody knows the duration of count as longest."""
-
-    shape: _Shape
-    spec: ResourceSpec  #: of one of them
-    need: Need  #: of each of them
-    came: OrderedDict[int, float] = field(default_factory=OrderedDict)  #: all of them, and when, the oldest first
-    unknown: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    known: list[tuple[float, int]] = field(default_factory=list)  #: (walltime_s, -task), longest last
-    newest: float = -math.inf  #: when the last to come of those that have started came
-
-    def put(self, task: _Waiting, *, again: bool = False) -> None:
-        """Take a task in; before the others, if it was here before."""
-        self.came[task.task_id] = task.since
-        if again:
-            self.came.move_to_end(task.task_id, last=False)
-        if task.walltime_s is None:
-            self.unknown[task.task_id] = None
-            if again:
-                self.unknown.move_to_end(task.task_id, last=False)
-        else:
-            insort(self.known, (task.walltime_s, -task.task_id))
-
-    def drop(self, task: _Waiting) -> None:
-        """Take a task out."""
-        del self.came[task.task_id]
-        if task.walltime_s is None:
-            del self.unknown[task.task_id]
-        else:
-            del self.known[bisect_left(self.known, (task.walltime_s, -task.task_id))]
-
-    def only(self, task: _Waiting) -> _Group:
-        """Return a group of only one of them."""
-        group = _Group(self.shape, self.spec, self.need)
-        group.put(task)
-        return group
-
-    def first(self, limit_s: float, *, known: bool = False) -> int | None:
-        """Return the first task, of those with a known duration or all, that is not expected to exceed a limit."""
-        if self.unknown and not known:
-            return next(iter(self.unknown))
-        index = bisect_right(self.known, (limit_s, 0))
-        return -self.known[index - 1][1] if index else None
-
-
-@dataclass(slots=True)
-class _Waiting:
-    task_id: int
-    spec: ResourceSpec
-    since: float  #: when it came
-    walltime_s: float | None  #: expected run time
-    group: _Group
 
 
 class _Reservation:
     """The nodes that are kept for a task."""
 
-    def __init__(self, task: _Waiting, ready: dict[str, float], losses: int, now: float) -> None:
+    def __init__(self, task: Waiting, ready: dict[str, float], losses: int, now: float) -> None:
         self.task = task
         self.nodes = set(ready)
         self.losses = losses  #: of the space, when they were chosen
@@ -146,12 +87,12 @@ class Queue:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._waiting: OrderedDict[int, _Waiting] = OrderedDict()  # the oldest first
-        self._groups: dict[_Shape, _Group] = {}
-        self._order: list[_Group] = []  # those that are not empty, the most demanding first
+        self._waiting: OrderedDict[int, Waiting] = OrderedDict()  # the oldest first
+        self._groups: dict[Shape, Group] = {}
+        self._order: list[Group] = []  # those that are not empty, the most demanding first
         self._reservation: _Reservation | None = None
         self._newest = -math.inf  # when the last to come of those that have started came
-        self._starving: _Group | None = None  # of one task, that is put before others
+        self._starving: Group | None = None  # of one task, that is put before others
         self._look_for_starving_at = -math.inf
 
     def __contains__(self, task_id: int) -> bool:
@@ -189,15 +130,15 @@ class Queue:
         again
             Whether it has waited before, and lost the place that it had: none of those that wait came before it.
         """
-        shape = _shape(spec)
+        shape = shape_of(spec)
         group = self._groups.get(shape)
         if group is None:
-            group = self._groups[shape] = _Group(shape, spec, self._space.need(spec))
+            group = self._groups[shape] = Group(shape, spec, self._space.need(spec))
         if not group.came:
-            insort(self._order, group, key=_by_shape)
+            insort(self._order, group, key=by_shape)
         walltime_s = None if spec.walltime_min is None else spec.walltime_min * 60
         since = min(now, next(iter(self._waiting.values())).since) if again and self._waiting else now
-        task = self._waiting[task_id] = _Waiting(task_id, spec, since, walltime_s, group)
+        task = self._waiting[task_id] = Waiting(task_id, spec, since, walltime_s, group)
         if again:
             self._waiting.move_to_end(task_id, last=False)
         group.put(task, again=again)
@@ -208,7 +149,7 @@ class Queue:
         group = task.group
         group.drop(task)
         if not group.came:
-            del self._order[bisect_left(self._order, group.shape, key=_by_shape)]
+            del self._order[bisect_left(self._order, group.shape, key=by_shape)]
         if self._starving is not None and task_id in self._starving.came:
             self._starving.drop(task)
             self._starving = None
@@ -271,7 +212,9 @@ class Queue:
         if not self._order or self._starving is not None:
             return None
         group = self._order[0]
-        if group.shape != _shape(spec) or (self._reservation is not None and self._reservation.task.group is not group):
+        if group.shape != shape_of(spec) or (
+            self._reservation is not None and self._reservation.task.group is not group
+        ):
             return None
         return group.first(math.inf if time_left is None else time_left)
 
@@ -282,7 +225,7 @@ class Queue:
         task.group.newest = max(task.group.newest, task.since)
         self.remove(task_id)
 
-    def _in_order(self) -> list[_Group]:
+    def _in_order(self) -> list[Group]:
         """Return groups, the most urgent first."""
         groups = self._order.copy()
         if self._starving is not None:
@@ -290,7 +233,7 @@ class Queue:
             groups.insert(place, self._starving)
         return groups
 
-    def _start_all(self, group: _Group, now: float, limit: float, placed: list[_Placed]) -> _Waiting | None:
+    def _start_all(self, group: Group, now: float, limit: float, placed: list[_Placed]) -> Waiting | None:
         """Start tasks of a group wherever there is room; return the first for which there is none."""
         while (task_id := group.first(limit)) is not None:
             task = self._waiting[task_id]
@@ -300,7 +243,7 @@ class Queue:
         return None
 
     def _fill_gaps(
-        self, reservation: _Reservation, groups: list[_Group], now: float, limit: float, placed: list[_Placed]
+        self, reservation: _Reservation, groups: list[Group], now: float, limit: float, placed: list[_Placed]
     ) -> None:
         """Start tasks where they do not keep the blocked task from its nodes."""
         starts_at = reservation.starts_at(now)
@@ -321,7 +264,7 @@ class Queue:
                     break
                 room, open_room = self._space.room()
 
-    def _start(self, task: _Waiting, now: float, placed: list[_Placed], *, aside: bool) -> bool:
+    def _start(self, task: Waiting, now: float, placed: list[_Placed], *, aside: bool) -> bool:
         until = None if task.walltime_s is None else now + task.walltime_s
         shares = self._space.take(task.task_id, task.group.need, until, aside=aside)
         if shares is None:
@@ -335,7 +278,7 @@ class Queue:
                     held.note(share.node, self._space.ready_at(share.node, held.task.group.need, now), now)
         return True
 
-    def _reserve(self, task: _Waiting, now: float) -> _Reservation:
+    def _reserve(self, task: Waiting, now: float) -> _Reservation:
         """Keep nodes for a task. They stay the same while it is the first that waits, unless others are free sooner."""
         space = self._space
         held = self._reservation
@@ -369,7 +312,7 @@ class Queue:
             return
         self._look_for_starving_at = now + STARVING_S / 10
         self._starving = None
-        found: _Waiting | None = None
+        found: Waiting | None = None
         oldest = next(iter(self._waiting.values()), None)
         if oldest is None or self._newest - oldest.since < STARVING_S:
             return
@@ -390,21 +333,3 @@ class Queue:
                     break
         if found is not None:
             self._starving = found.group.only(found)
-
-
-def _by_shape(group: _Group) -> _Shape:
-    return group.shape
-
-
-def _shape(spec: ResourceSpec) -> _Shape:
-    whole = spec.cores is None and spec.node_packing_count is None
-    return (
-        -spec.priority,
-        -spec.num_nodes,
-        -(math.inf if whole else spec.cores or 0),
-        # A node with fewer cores than a task has ranks there is too small for it, although it is whole.
-        -spec.ranks_per_node if whole else 0,
-        spec.node_packing_count or 0,
-        -spec.gpus_on_node,
-        -(spec.memory_gb or 0.0),
-    )
