@@ -7,11 +7,11 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from parsl.jobs.states import JobState, JobStatus
 from parsl.launchers.base import Launcher
@@ -23,6 +23,7 @@ from parsl_balsam.model.errors import ConfigurationError, SchedulerUnavailable, 
 from parsl_balsam.providers import job as jobs
 from parsl_balsam.providers.commands import Finished, run
 from parsl_balsam.providers.job import Job
+from parsl_balsam.providers.jobbook import JobBook
 from parsl_balsam.providers.scheduler import (
     Accepted,
     BatchJob,
@@ -111,12 +112,11 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         self.poll_interval_s = poll_interval_s
         self._scheduler = scheduler
         self._clock: Callable[[], float] = time.monotonic
-        self._lock = threading.Lock()  # of what is known of jobs; no command runs under it
         self._asking = threading.Lock()  # so that of two looks at the queue the later one counts
-        self._jobs: dict[str, Job] = {}
+        self._book = JobBook()
         self._silent = False  # whether the scheduler lately did not say how jobs are
         self._script_dir: str | None = None
-        self.resources: dict[object, Any] = {}
+        self.resources = self._book.resources
 
     @property
     def label(self) -> str:
@@ -207,48 +207,34 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         handle = str(handle_or_job_id) if known else _PROVISIONAL + name
         files = None if script is None else self._scheduler.files(os.path.dirname(os.path.abspath(script)), name)
         pending = JobStatus(JobState.PENDING, message="an earlier run submitted it")
-        with self._lock:
-            for job in self._jobs.values():
-                if job.name == name:
-                    return job.handle
-            self._put(Job(handle, name, handle if known else None, files, pending, adopted=True))
-        return handle
+        job = Job(handle, name, handle if known else None, files, pending, adopted=True)
+        return self._book.put_once(job).handle
 
     def job_id(self, handle: str) -> str | None:
         """Return the scheduler's id of a job; None as long as it is not known."""
-        with self._lock:
-            job = self._jobs.get(handle)
+        job = self._book.get(handle)
         return None if job is None else job.job_id
 
     def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
         """Return how jobs are, by their handles, as far as the scheduler says it. It never raises."""
         with self._asking:
-            self._resolve(self._living(job_ids, known=False))
-            self._look(self._living(job_ids, known=True))
-        with self._lock:
-            return [
-                self._jobs[handle].status
-                if handle in self._jobs
-                else JobStatus(JobState.UNKNOWN, message="not a job of this provider")
-                for handle in map(str, job_ids)
-            ]
+            self._resolve(self._book.living(job_ids, known=False))
+            self._look(self._book.living(job_ids, known=True))
+        stranger = JobStatus(JobState.UNKNOWN, message="not a job of this provider")
+        return [stranger if job is None else job.status for job in map(self._book.get, job_ids)]
 
     def cancel(self, job_ids: Sequence[object]) -> list[bool]:
         """Cancel jobs, by their handles; tell for each whether the scheduler has taken the wish, or it is over.
 
         How a job is then, only `status` tells. A job whose id is not known is cancelled as soon as it is.
         """
-        with self._lock:
-            for handle in map(str, job_ids):
-                job = self._jobs.get(handle)
-                if job is not None and job.job_id is None and not job.is_over:
-                    # Before it is looked up: whoever finds it meanwhile cancels it.
-                    self._put(replace(job, cancel_wanted=True))
-        self._find(self._living(job_ids, known=False))
-        living = self._living(job_ids, known=True)
+        # Before they are looked up: whoever finds one meanwhile cancels it.
+        self._book.want_cancelled(job_ids)
+        self._find(self._book.living(job_ids, known=False))
+        living = self._book.living(job_ids, known=True)
         taken = self._cancel(living)
         failed = {job.handle for job in living if job.handle not in taken}
-        return [handle in self._jobs and handle not in failed for handle in map(str, job_ids)]
+        return [job is not None and job.handle not in failed for job in map(self._book.get, job_ids)]
 
     def _batch_job(
         self, command: str, request: BlockRequest, job_name: str, tasks_per_node: int | None = None
@@ -287,8 +273,7 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         else:
             job = self._search(batch_job.name, files, said)
         job = replace(job, status=jobs.status(job, job.status.state, job.status.message))
-        with self._lock:
-            self._put(job)
+        self._book.put(job)
         logger.debug("block %s is job %s", job.name, job.handle)
         return job.handle
 
@@ -307,12 +292,6 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         logger.warning("block %s: %s", name, message)
         return job
 
-    def _living(self, job_ids: Iterable[object], *, known: bool) -> list[Job]:
-        """Return those of some jobs that are not over, with ids or without."""
-        with self._lock:
-            found = [self._jobs[handle] for handle in map(str, job_ids) if handle in self._jobs]
-        return [job for job in found if not job.is_over and (job.job_id is not None) is known]
-
     def _resolve(self, lost: list[Job]) -> None:
         """Look for jobs whose ids are not known, and cancel those that are to be."""
         answer = self._find(lost)
@@ -320,10 +299,8 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         for job in lost:
             if job.name in answer.unknown:
                 ran = job.files is not None and os.path.exists(job.files.stdout)
-                self._change(job.handle, partial(jobs.denied, now=now, patience_s=self.lost_request_s, ran=ran))
-        with self._lock:
-            unwanted = [job for job in self._jobs.values() if job.cancel_wanted and job.job_id and not job.is_over]
-        self._cancel(unwanted)
+                self._book.change(job.handle, partial(jobs.denied, now=now, patience_s=self.lost_request_s, ran=ran))
+        self._cancel(self._book.to_cancel())
 
     def _find(self, lost: list[Job]) -> Found:
         """Look for jobs whose ids are not known, and note those of which they became known."""
@@ -332,7 +309,7 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         answer = self._scheduler.find(self._ask, [job.submitted for job in lost])
         for job in lost:
             if job.name in answer.ids:
-                self._change(job.handle, partial(jobs.found, job_id=answer.ids[job.name]))
+                self._book.change(job.handle, partial(jobs.found, job_id=answer.ids[job.name]))
         return answer
 
     def _look(self, living: list[Job]) -> None:
@@ -350,9 +327,9 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         for job in living:
             report = answer.reports.get(str(job.job_id))
             if report is not None:
-                self._change(job.handle, partial(jobs.reported, report=report))
+                self._book.change(job.handle, partial(jobs.reported, report=report))
             elif job.job_id in answer.unknown:
-                self._change(job.handle, partial(jobs.denied, now=now, patience_s=self.forgotten_s))
+                self._book.change(job.handle, partial(jobs.denied, now=now, patience_s=self.forgotten_s))
             else:
                 silent.append(job.name)
         if silent and not self._silent:
@@ -370,33 +347,13 @@ class BatchProvider(ExecutionProvider, RepresentationMixin):
         handles = {job.handle for job in living if job.job_id in taken}
         for job in living:
             if job.handle in handles:
-                self._change(job.handle, partial(replace, cancel_wanted=False))
+                self._book.change(job.handle, partial(replace, cancel_wanted=False))
             else:
                 logger.warning("block %s, job %s, could not be cancelled", job.name, job.job_id)
         return handles
 
     def _ask(self, argv: Sequence[str]) -> Finished:
         return run(argv, self.cmd_timeout, self._scheduler.environment(os.environ))
-
-    def _change(self, handle: str, change: Callable[[Job], Job]) -> None:
-        with self._lock:
-            before = self._jobs[handle]
-            after = change(before)
-            self._put(after)
-        if after.status.state is not before.status.state:
-            logger.debug("block %s, job %s: %s", after.name, after.job_id, after.status)
-
-    def _put(self, job: Job) -> None:
-        """Note how a job is, here and where Parsl looks for it."""
-        self._jobs[job.handle] = job
-        files = job.files
-        self.resources[job.handle] = {
-            "job_id": job.job_id or job.handle,
-            "status": job.status,
-            "job_stdout_path": None if files is None else files.stdout,
-            "job_stderr_path": None if files is None else files.stderr,
-            "script": None if files is None else files.script,
-        }
 
 
 def _write(path: str, text: str) -> None:
