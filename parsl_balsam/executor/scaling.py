@@ -14,6 +14,7 @@ from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobState as ParslState
 from parsl.jobs.states import JobStatus
 from parsl.providers import LocalProvider
+from parsl.providers.base import ExecutionProvider
 
 from parsl_balsam.db.blocks import Requested
 from parsl_balsam.db.outage import Outage
@@ -70,6 +71,14 @@ class ScalingExecutor(BlockProviderExecutor):
         if self._planner is None:
             super().scale_out_facade(max(0, self.provider.init_blocks - len(self._status)))
             self._first_blocks_started = True
+        elif unheeded := _unheeded(self.provider):
+            logger.warning(
+                "executor %s: %s of its %s has no effect beside queue_policy, by which blocks are requested when tasks "
+                "wait for them",
+                self.label,
+                unheeded,
+                type(self.provider).__name__,
+            )
 
     def see_off_blocks(self, timeout: float) -> None:
         """Wait until local blocks, which Parsl has told to end, are over, at most for a time, in seconds."""
@@ -309,6 +318,12 @@ class ScalingExecutor(BlockProviderExecutor):
             return self._planner is not None
         newest = self._status[max(self._status, key=int)]
         return bool(newest.state is not ParslState.SCALED_IN)
+
+
+def _unheeded(provider: ExecutionProvider) -> str:
+    """Return what a provider asks for, beyond its defaults, that blocks which are sized by the work cannot give."""
+    asked = {"init_blocks": (provider.init_blocks, 1), "min_blocks": (provider.min_blocks, 0)}
+    return " and ".join(f"{name}={value}" for name, (value, default) in asked.items() if value > default)
 
 
 def _reason(status: JobStatus) -> str | None:

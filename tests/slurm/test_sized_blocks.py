@@ -92,6 +92,23 @@ def test_no_block_is_requested_when_nothing_waits(slurm_run: Run, strategy: str)
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"init_blocks": 2, "min_blocks": 1}, ["init_blocks=2 and min_blocks=1"]),
+        ({"min_blocks": 1}, ["min_blocks=1"]),
+        ({"init_blocks": 1}, []),
+    ],
+)
+def test_numbers_of_blocks_that_have_no_effect_are_named(
+    slurm_run: Run, caplog: pytest.LogCaptureFixture, options: dict[str, int], told: list[str]
+) -> None:
+    run = slurm_run(provider=provider(**options), queue_policy=POLICY, cores_per_node=2)
+    assert run.rows(blocks) == []
+    warnings = [record.getMessage() for record in caplog.records if "queue_policy" in record.getMessage()]
+    assert [message.partition(" of its SlurmProvider has no effect")[0].split(": ")[1] for message in warnings] == told
+
+
+@pytest.mark.parametrize(
     ("spec", "limit"),
     [
         ({"num_nodes": 5}, "4 nodes"),
