@@ -193,6 +193,11 @@ def _cobalt(environ: Mapping[str, str], read: Callable[[str], str], now: float) 
             "Set the one that lists the nodes of the job."
         )
     end_s = _seconds_to(environ, "COBALT_ENDTIME", now)
+    started = _seconds_to(environ, "COBALT_STARTTIME", now)
+    if end_s is not None and started is not None:
+        # This host's clock may be behind Cobalt's, which no command tells: what qstat shows of the time that is left it
+        # reckons by the clock of the host it runs on. But no job has more left than it was given.
+        end_s = min(end_s, end_s - started)
     return Allocation("cobalt", environ["COBALT_JOBID"], nodes, end_s, None, 0)
 
 

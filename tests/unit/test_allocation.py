@@ -150,6 +150,16 @@ def test_cobalt_job_on_a_cray() -> None:
     assert found(environ) == Allocation("cobalt", "7", nodes, -71.0, None, 0)
 
 
+@pytest.mark.parametrize(
+    ("behind_s", "left_s"),
+    [(0, 540.0), (30, 570.0), (3600, 600.0)],
+)
+def test_cobalt_job_has_no_more_time_than_it_was_given_where_the_clock_is_behind(behind_s: int, left_s: float) -> None:
+    started = int(NOW) + behind_s - 60
+    times = {"COBALT_STARTTIME": str(started), "COBALT_ENDTIME": str(started + 600)}
+    assert found({**COBALT, "COBALT_PARTNAME": "12", **times}).end_s == left_s
+
+
 def test_cobalt_job_started_over_ssh_is_not_told_its_end() -> None:
     environ = {**COBALT, "COBALT_NODEFILE": "/var/tmp/cobalt.7"}
     assert found(environ, {"/var/tmp/cobalt.7": "cc001"}) == Allocation("cobalt", "7", ("cc001",), None, None, 0)
@@ -192,6 +202,10 @@ def test_no_batch_system() -> None:
         (COBALT, "COBALT_NODEFILE"),
         ({**COBALT, "COBALT_PARTNAME": "cc003"}, "COBALT_PARTNAME='cc003'"),
         ({**COBALT, "COBALT_PARTNAME": "1", "COBALT_ENDTIME": "soon"}, "COBALT_ENDTIME='soon'"),
+        (
+            {**COBALT, "COBALT_PARTNAME": "1", "COBALT_STARTTIME": "then", "COBALT_ENDTIME": "1795376671"},
+            "COBALT_STARTTIME='then'",
+        ),
         ({**COBALT, "COBALT_NODEFILE": "/gone"}, "COBALT_NODEFILE='/gone'"),
         ({"PBS_JOBID": "5"}, "PBS_NODEFILE"),
         (PBS, "PBS_NODEFILE='/var/spool/pbs/aux/5.head'"),
