@@ -24,6 +24,9 @@ from parsl_balsam.db.schema import attempts, events, results, tasks
 #: Longer than anything here takes on a busy machine, seconds.
 PATIENCE_S = 120.0
 
+#: So many of the last lines of a script, or of a block's log, are shown with a test that failed.
+SHOWN_LINES = 40
+
 
 @dataclass
 class Campaign:
@@ -32,6 +35,7 @@ class Campaign:
     directory: Path
     url: str
     _scripts: list[subprocess.Popen[str]] = field(default_factory=list)
+    _said: dict[int, bytes | str] = field(default_factory=dict)  # by the numbers of scripts
 
     @property
     def lines(self) -> list[str]:
@@ -79,9 +83,15 @@ class Campaign:
 
     def finish(self, script: subprocess.Popen[str]) -> Any:
         """Wait for the script's end; return what it reported."""
-        output, _ = script.communicate(timeout=PATIENCE_S)
+        number = self._scripts.index(script)
+        try:
+            output, _ = script.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired as error:
+            self._said[number] = error.stdout or ""
+            raise
+        self._said[number] = output
         assert script.returncode == 0, output
-        return json.loads((self.directory / f"report{self._scripts.index(script)}").read_text())
+        return json.loads((self.directory / f"report{number}").read_text())
 
     def run(self, script: Path) -> Any:
         """Start the script and wait for its end; return what it reported."""
@@ -146,14 +156,50 @@ class Campaign:
         """End every process of the campaign."""
         for script in self._scripts:
             self.kill(script)
-            if script.stdout:
-                script.stdout.close()
         for _ in range(3):  # an agent that sees its launcher die ends its workers itself
             for process in self.processes():
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:
                     pass
+        try:
+            self._show()
+        except Exception as error:  # it must not hide how the test has ended
+            print(f"what was said cannot be shown: {error!r}")
+        for script in self._scripts:
+            if script.stdout:
+                script.stdout.close()
+
+    def _show(self) -> None:
+        """Print the last that scripts and blocks have said: pytest shows it with a test that failed."""
+        for number, script in enumerate(self._scripts):
+            said = self._said.get(number, b"")
+            said = said.encode() if isinstance(said, str) else said
+            if script.stdout and not script.stdout.closed:
+                said += _waiting_bytes(script.stdout.fileno())
+            _print_last(f"start {number} of a script (exit code {script.returncode})", said)
+        for pattern in ("*.err", "*.stderr", "*.log"):
+            for path in sorted(self.directory.glob(f"runinfo/**/{pattern}")):
+                _print_last(str(path.relative_to(self.directory)), path.read_bytes())
+
+
+def _waiting_bytes(descriptor: int) -> bytes:
+    """Return what a pipe has; whoever else could still write to it is not waited for."""
+    os.set_blocking(descriptor, False)
+    found = b""
+    try:
+        while more := os.read(descriptor, 1 << 16):
+            found += more
+    except BlockingIOError:
+        pass
+    return found
+
+
+def _print_last(title: str, said: bytes) -> None:
+    lines = said.decode(errors="replace").splitlines()
+    if lines:
+        print(f"--- {title}, the last of {len(lines)} lines:")
+        print("\n".join(lines[-SHOWN_LINES:]))
 
 
 def until(condition: Callable[[], object]) -> None:
