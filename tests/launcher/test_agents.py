@@ -202,10 +202,16 @@ class Block:
         """Return the pid of a node's agent."""
         return int(self.call(node, os.getppid))
 
-    def hold(self, node: str) -> tuple[int, list[int]]:
-        """Start a task that goes on and on; return it, and the pids of its worker and what that started."""
+    def hold(self, node: str, function: Callable[[str], None] | None = None) -> tuple[int, list[int]]:
+        """Start a task that goes on and on; return it, and the pids of its worker and what that started.
+
+        Parameters
+        ----------
+        function
+            `hold`, or one like it.
+        """
         file = self.directory / f"holding-{self._tasks}"
-        task = self.start(node, hold, str(file))
+        task = self.start(node, function or hold, str(file))
         pids = self.until(lambda: file.exists() and file.read_text(), "the task to hold on").split()
         return task, [int(pid) for pid in pids]
 
@@ -227,6 +233,29 @@ def hold(file: str) -> None:
     os.rename(unfinished, file)
     while True:
         signal.pause()
+
+
+def hold_with_stamps(file: str) -> None:
+    """Do as `hold` does; as long as they live, both processes leave stamps of the clock in files with their pids."""
+    program = os.fork()
+    if program == 0:
+        os.setsid()
+    else:
+        unfinished = f"{file}.new"
+        Path(unfinished).write_text(f"{os.getpid()} {program}")
+        os.rename(unfinished, file)
+    with open(f"{file}.{os.getpid()}", "ab", buffering=0) as stamps:
+        while True:
+            stamps.write(f"{time.monotonic()!r}\n".encode())
+            time.sleep(0.01)
+
+
+def last_stamps(directory: Path, pids: Sequence[int]) -> list[float]:
+    """Return when processes of `hold_with_stamps` were last seen alive, on the monotonic clock, which all share."""
+    files = [file for pid in pids for file in directory.glob(f"holding-*.{pid}")]
+    assert len(files) == len(pids)
+    # The last line may not be whole: the process may have been killed as it wrote.
+    return [float(file.read_text().rpartition("\n")[0].split()[-1]) for file in files]
 
 
 def hurry() -> None:
@@ -478,14 +507,15 @@ def test_marked_processes_are_cleaned_away(tmp_path: Path, kind: str) -> None:
 def test_tasks_end_before_the_launchers_lease(tmp_path: Path, kind: str) -> None:
     lease_s = 2.0
     with block(tmp_path, kind, ["n1"], lease_s=lease_s) as made:
-        task, pids = made.hold("n1")
+        task, pids = made.hold("n1", hold_with_stamps)
         made.turn()
         renewed_at = made.agents.lease_until - lease_s * LEASE_SHARE
         made.renews = False
         ended = made.end_of(task)
-        assert time.monotonic() < renewed_at + lease_s
         assert ended.outcome is Outcome.ENDED
         assert not any(map(is_alive, pids))
+        # Not by when this process hears of it, which a busy host may delay.
+        assert renewed_at < max(last_stamps(tmp_path, pids)) < renewed_at + lease_s
         late, unwanted = made.start("n1", divmod, 17, 5), made.start("n1", int)
         behind = made.start("n1", divmod, 17, 6, sent=True, behind=True)
         made.agents.post("n1", Kill(unwanted, Outcome.CANCELLED, "stopped: not needed"))
