@@ -25,6 +25,7 @@ from sqlalchemy import Row, create_engine, select
 from parsl_balsam import BalsamExecutor
 from parsl_balsam.db.schema import attempts, tasks
 from parsl_balsam.model.shares import Share, read_shares
+from tests.processes import all_processes
 
 #: No wait of a test is longer, seconds. None takes nearly as long where the code is right.
 LIMIT_S = 30.0
@@ -145,7 +146,7 @@ def parsl_run(
 def processes(directory: Path) -> list[psutil.Process]:
     """Return the processes that a run with this directory started, other than zombies."""
     found = []
-    for process in psutil.process_iter():
+    for process in all_processes():
         try:
             ours = process.environ().get(_MARK) == str(directory)
             if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:

@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.schema import attempts, events, results, tasks
+from tests.processes import all_processes
 
 #: Longer than anything here takes on a busy machine, seconds.
 PATIENCE_S = 120.0
@@ -106,7 +107,7 @@ class Campaign:
     def processes(self, what: str = "") -> list[psutil.Process]:
         """Return the processes that belong to this campaign, scripts apart, whose command line has a word in it."""
         found = []
-        for process in psutil.process_iter():
+        for process in all_processes():
             try:
                 command = " ".join(process.cmdline())
                 environ = process.environ()

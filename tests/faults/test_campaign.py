@@ -1,8 +1,9 @@
-"""What a campaign that failed far away leaves to look at."""
+"""Campaigns find their processes, and those that failed far away leave something to look at."""
 
 from __future__ import annotations
 
 import select
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults import conftest
-from tests.faults.conftest import SHOWN_LINES, Campaign
+from tests.faults.conftest import PATIENCE_S, SHOWN_LINES, Campaign
+from tests.requirements import not_permitted
 
 
 @pytest.fixture
@@ -26,6 +28,41 @@ def script(campaign: Campaign, text: str) -> Path:
     path = campaign.directory / "script.py"
     path.write_text(text)
     return path
+
+
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+
+def start_as(pid: int) -> subprocess.Popen[bytes]:
+    """Start a process that has this pid."""
+    for _ in range(1000):
+        try:
+            LAST_PID.write_text(str(pid - 1))
+        except OSError as error:
+            not_permitted(f"this user may not choose a pid: {error}")
+        started = subprocess.Popen(["sleep", "600"])
+        if started.pid == pid:
+            return started
+        started.kill()
+        started.wait()
+    raise AssertionError(f"others always came before this process got the pid {pid}")
+
+
+def test_process_with_the_pid_of_one_that_was_seen_can_be_sent_signals(campaign: Campaign) -> None:
+    before = subprocess.Popen(["sleep", "600"])
+    assert [process.pid for process in campaign.processes("sleep")] == [before.pid]
+    before.kill()
+    before.wait()
+    now = start_as(before.pid)
+    try:
+        (found,) = campaign.processes("sleep")
+        found.suspend()
+        found.resume()
+        campaign.end()
+        assert now.wait(PATIENCE_S) == -signal.SIGKILL
+    finally:
+        now.kill()
+        now.wait()
 
 
 def test_end_shows_the_last_words_of_scripts_and_blocks(campaign: Campaign, capsys: pytest.CaptureFixture[str]) -> None:

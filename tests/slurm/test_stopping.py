@@ -14,6 +14,7 @@ from parsl_balsam import cancel
 from parsl_balsam.db.schema import attempts, blocks, tasks
 from parsl_balsam.model.errors import TaskCancelled, TaskTimeout
 from tests.executor.parsl_runs import ParslRun, processes, wait_for
+from tests.processes import all_processes
 from tests.slurm.checker import check_placements
 from tests.slurm.ensembles import command, variables
 
@@ -27,7 +28,7 @@ TWO_NODES = {"num_nodes": 2, "ranks_per_node": 2}
 def ranks(program: Path) -> list[psutil.Process]:
     """Return the ranks of a program that there are, zombies apart."""
     found = []
-    for process in psutil.process_iter():
+    for process in all_processes():
         try:
             # Not its `exe`, which psutil remembers from before the process became this program.
             if os.readlink(f"/proc/{process.pid}/exe") == str(program):
