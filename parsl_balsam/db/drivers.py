@@ -12,7 +12,7 @@ from parsl_balsam.db.runs import Driver
 
 def this_process() -> Driver:
     """Return this process as a driver."""
-    return Driver(platform.node(), _host_key(), os.getpid(), psutil.Process().create_time())
+    return Driver(platform.node(), _host_key(), os.getpid(), _look(os.getpid())[0])
 
 
 def is_dead(driver: Driver) -> bool:
@@ -20,19 +20,27 @@ def is_dead(driver: Driver) -> bool:
     if driver.host_key != _host_key():
         return False
     try:
-        process = psutil.Process(driver.pid)
-        # The kernel counts starts in clock ticks, and boot time is adjusted a little now and then.
-        another = abs(process.create_time() - driver.pid_started) > 1.0
-        return bool(another or process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        started, is_over = _look(driver.pid)
+    except (FileNotFoundError, ProcessLookupError):
         return True
+    return is_over or started != driver.pid_started
+
+
+def _look(pid: int) -> tuple[float, bool]:
+    """Return when a process started, seconds since boot, and whether it is over and only kept for its parent.
+
+    Not by psutil, which reckons the start by the host's clock: when that is set, every process seems to be another.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:  # proc_pid_stat(5)
+        fields = file.read().rpartition(b")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK"), fields[0] in (b"Z", b"X")
 
 
 def _host_key() -> str:
     """Tell hosts apart, boots of a host, and containers on it, which number their processes each for itself."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
-            boot = file.read().strip()
-        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+            boot = f"boot {file.read().strip()}"
     except OSError:
-        return f"{platform.node()} {psutil.boot_time():.0f}"
+        boot = f"{psutil.boot_time():.0f}"
+    return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"

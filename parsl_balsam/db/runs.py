@@ -26,7 +26,7 @@ class Driver:
     host: str
     host_key: str  #: tells hosts, boots and process namespaces apart: a pid means something within one only
     pid: int
-    pid_started: float  #: tells a process from a later one with the same pid
+    pid_started: float  #: seconds since boot; tells a process from a later one with the same pid
 
 
 @dataclass(frozen=True, slots=True)
