@@ -18,7 +18,7 @@ from parsl_balsam.launcher.rank_files import forbid
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.model.shares import Share
 from parsl_balsam.model.states import Outcome
-from parsl_balsam.model.tasks import AttemptStart, ClaimedTask
+from parsl_balsam.model.tasks import AttemptEnd, AttemptStart, ClaimedTask
 
 
 @dataclass(slots=True)
@@ -39,9 +39,46 @@ class Running:
     ended_at: float = 0.0  #: on the monotonic clock
     unclean: set[str] = field(default_factory=set)  #: nodes that may still have processes of it
 
-    def start(self, started_at: float) -> AttemptStart:
-        """Return what is to be recorded of its start, at a time on the database's clock."""
-        return AttemptStart(self.task.task_id, self.task.number, self.task.token, self.shares, started_at)
+    def start(self, epoch: float) -> AttemptStart:
+        """Return what is to be recorded of its start.
+
+        Parameters
+        ----------
+        epoch
+            Of the monotonic clock, on the database's.
+        """
+        task = self.task
+        return AttemptStart(task.task_id, task.number, task.token, self.shares, epoch + self.since)
+
+    def end(self, ended: Ended, payload: bytes | None, epoch: float) -> AttemptEnd:
+        """Return what is to be recorded of its end.
+
+        Parameters
+        ----------
+        ended
+            What its agent has said.
+        payload
+            The result, signed.
+        epoch
+            As for `start`.
+        """
+        return AttemptEnd(
+            self.task.task_id,
+            self.task.number,
+            self.task.token,
+            ended.outcome,
+            host=self.blamed,
+            shares=self.shares if self.began else (),
+            started_at=epoch + self.since if self.began else None,
+            ended_at=epoch + self.ended_at,
+            payload=payload,
+            exit_code=ended.exit_code,
+            signal=ended.signal,
+            usage=ended.usage,
+            error=ended.error,
+            output=ended.output,
+            stderr_tail=ended.stderr_tail,
+        )
 
 
 class Attempts:

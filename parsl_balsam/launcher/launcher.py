@@ -8,7 +8,6 @@ import platform
 import selectors
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from parsl_balsam.db.blocks import close_block, open_block
@@ -21,17 +20,17 @@ from parsl_balsam.launcher.agents import LocalAgents
 from parsl_balsam.launcher.attempts import Attempts, Running
 from parsl_balsam.launcher.block import BlockParts
 from parsl_balsam.launcher.demand import Demand
+from parsl_balsam.launcher.dispatch import Dispatch
 from parsl_balsam.launcher.ledger import Answer, Ledger, Request
 from parsl_balsam.launcher.messages import LEASE_SHARE, Hello
 from parsl_balsam.launcher.outbox import Outbox
-from parsl_balsam.launcher.pace import Pace
 from parsl_balsam.launcher.placement import Queue
 from parsl_balsam.launcher.processes import inherit_orphans
 from parsl_balsam.launcher.rank_files import forget_forbidden
 from parsl_balsam.launcher.space import Space
 from parsl_balsam.launcher.tenure import Tenure
 from parsl_balsam.launcher.term import Term
-from parsl_balsam.model.errors import DatabaseUnavailable, ImpossibleTask
+from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.launch import JobMode, LaunchOrder
 from parsl_balsam.model.signing import Signer
 from parsl_balsam.model.states import Outcome
@@ -62,12 +61,6 @@ _GATHER_S = 10.0
 _UNSERVED_S = 5.0
 
 
-@dataclass(slots=True)
-class _Claimed:
-    task: ClaimedTask
-    body: bytes
-
-
 class Launcher:
     """Runs the tasks of a workflow on the nodes of a block until there is no more work, or it is told to end."""
 
@@ -81,18 +74,17 @@ class Launcher:
         for node in parts.nodes:
             self._space.add(node)
         self._nodes_have_agents = parts.home is None
-        self._queue = Queue(self._space)
+        queue = Queue(self._space)
         self._attempts = Attempts(self._agents, self._space, parts.site, parts.home)
-        self._demand = Demand(self._space, self._queue, parallel=order.job_mode is not JobMode.SERIAL)
-        self._pace = Pace()
+        self._waiting = Dispatch(self._space, queue, self._attempts)
+        self._demand = Demand(self._space, queue, parallel=order.job_mode is not JobMode.SERIAL)
         self._signer = Signer(bytes.fromhex(order.key))
-        self._claimed: dict[int, _Claimed] = {}
         self._ends = Outbox(order.directory, block_id)
         self._releases: list[Release] = []
         self._lost_nodes: list[str] = []
         self._shape_changed = bool(parts.nodes)
         self._began = time.monotonic()
-        self._epoch: float | None = None  # of the monotonic clock, on the database's
+        self._epoch = 0.0  # of the monotonic clock, on the database's: the first exchange, before any task, tells it
         self._bell = Bell()
         self._ledger = Ledger(database, order.workflow_id, block_id, order.lease_s, self._bell, self._signer)
         self._asking = False
@@ -167,7 +159,7 @@ class Launcher:
                     if running.ended is not None:
                         self._collect(running)
                     elif running.body is not None:  # it came back
-                        self._line_up(running.task, running.body, now, again=True)
+                        self._waiting.line_up(running.task, running.body, now, again=True)
         for node, why in self._agents.lost():
             self._lose(node, why, now)
 
@@ -191,7 +183,7 @@ class Launcher:
         return self._ledger.changed or not self._space.nodes or self._gathering(now)
 
     def _holds_tasks(self) -> bool:
-        return bool(self._claimed or self._attempts or self._ends or self._releases)
+        return bool(self._waiting or self._attempts or self._ends or self._releases)
 
     def _act(self) -> None:
         """React to whatever has changed."""
@@ -228,8 +220,8 @@ class Launcher:
                 due.append(self._look_at)
             unrecorded = [running.since for running in self._attempts.unrecorded()]
             if unrecorded:
-                due.append(max(min(unrecorded) + _START_PATIENCE_S, self._quiet_until if self._queue else 0.0))
-            if self._ends and self._queue:
+                due.append(max(min(unrecorded) + _START_PATIENCE_S, self._quiet_until if self._waiting else 0.0))
+            if self._ends and self._waiting:
                 due.append(self._quiet_until)
         return max(0.0, min(due) - now)
 
@@ -241,34 +233,19 @@ class Launcher:
         self._attempts.call_back(now)
         if self._gathering(now) or self._tenure.over(now):
             return
-        left = self._term.time_left(now)
-        for task_id, shares in self._queue.place(now, left) if self._queue and self._space.free_cores else ():
-            claimed = self._claimed.pop(task_id)
-            try:
-                self._attempts.begin(claimed.task, claimed.body, shares, now)
-            except ImpossibleTask as error:
-                self._space.give_back(task_id)
-                self._refuse(claimed.task, str(error))
-
-        depth = self._pace.depth()
-        for first, behind in self._attempts.fresh():
-            for _ in range(behind, depth):
-                if (following := self._queue.next_like(first.task.spec, left)) is None:
-                    break
-                self._queue.start(following)
-                claimed = self._claimed.pop(following)
-                self._attempts.send_ahead(claimed.task, claimed.body, first, now)
+        for task, why in self._waiting.start(now, self._term.time_left(now)):
+            self._refuse(task, why)
 
     def _exchange(self, now: float) -> None:
         """Tell the database what happened and ask for more, if there is reason to."""
         starts = self._attempts.unrecorded()
         late = any(now - running.since >= _START_PATIENCE_S for running in starts)
         renewing = now >= self._renew_at
-        if self._queue and now < self._quiet_until and not renewing:
+        if self._waiting and now < self._quiet_until and not renewing:
             return
-        if renewing:
-            self._release_unfit(now)
         left = self._term.time_left(now)
+        if renewing:
+            self._releases += self._waiting.withdraw_unfit(left)
         wishes: list[Wish] = []
         if not self._gathering(now):
             largest = self._attempts.largest() if renewing else 0
@@ -282,7 +259,7 @@ class Launcher:
         shape = self._shape(now) if self._shape_changed else None
         self._shape_changed = False
         self._asking = True
-        reported = [running.start(self._clock(running.since)) for running in starts]
+        reported = [running.start(self._epoch) for running in starts]
         self._ledger.ask(Request(reported, ends, wishes, releases, shape, self._known((*ends, *releases))))
 
     def _shape(self, now: float) -> BlockShape:
@@ -292,7 +269,7 @@ class Launcher:
 
     def _known(self, reported: Iterable[AttemptEnd | Release]) -> frozenset[int]:
         """Return all tasks whose claim has been heard of."""
-        return frozenset({*self._claimed, *self._attempts, *(item.task_id for item in reported)})
+        return frozenset({*self._waiting, *self._attempts, *(item.task_id for item in reported)})
 
     def _hear_ledger(self) -> None:
         if self._asking and (answer := self._ledger.answer()):
@@ -304,7 +281,7 @@ class Launcher:
     def _take(self, answer: Answer) -> None:
         now = time.monotonic()
         exchange = answer.exchange
-        if self._epoch is None:
+        if not self._epoch:
             self._epoch = exchange.at - answer.renewed_at
         self._superseded = exchange.superseded
         if exchange.end_wish is not None:
@@ -321,31 +298,18 @@ class Launcher:
             if reason := task.flaw or self._space.impossible(task.spec):
                 self._refuse(task, f"no node of this block could run the task: {reason}")
             else:
-                self._line_up(task, body, now)
+                self._waiting.line_up(task, body, now)
         for task_id in exchange.cancelled:
             self._cancel(task_id)
-
-    def _line_up(self, task: ClaimedTask, body: bytes, now: float, *, again: bool = False) -> None:
-        self._claimed[task.task_id] = _Claimed(task, body)
-        self._queue.add(task.task_id, task.spec, now, again=again)
 
     def _refuse(self, task: ClaimedTask, why: str) -> None:
         self._ends.append(AttemptEnd(task.task_id, task.number, task.token, Outcome.ERROR, error=why, hopeless=True))
 
     def _cancel(self, task_id: int) -> None:
-        if task_id in self._claimed:
-            self._queue.remove(task_id)
-            task = self._claimed.pop(task_id).task
+        if (task := self._waiting.withdraw(task_id)) is not None:
             self._ends.append(AttemptEnd(task_id, task.number, task.token, Outcome.CANCELLED))
         else:
             self._attempts.stop(task_id, Outcome.CANCELLED, "stopped: cancelled by the user")
-
-    def _release_unfit(self, now: float) -> None:
-        """Give back what can no longer start here."""
-        for task_id, why in self._queue.unfit(self._term.time_left(now)):
-            self._queue.remove(task_id)
-            task = self._claimed.pop(task_id).task
-            self._releases.append(Release(task_id, task.token, f"given back: {why}"))
 
     def _lose(self, node: str, why: str, now: float) -> None:
         """Go on without a node whose agent is gone; where it is the only one, with another agent."""
@@ -361,38 +325,16 @@ class Launcher:
         else:
             self._lost_nodes.append(f"{node}: {why}")
             self._shape_changed = True
-            self._release_unfit(now)
+            self._releases += self._waiting.withdraw_unfit(self._term.time_left(now))
 
     def _collect(self, running: Running) -> None:
         ended = running.ended
         assert ended is not None
-        self._ends.append(
-            AttemptEnd(
-                running.task.task_id,
-                running.task.number,
-                running.task.token,
-                ended.outcome,
-                host=running.blamed,
-                shares=running.shares if running.began else (),
-                started_at=self._clock(running.since) if running.began else None,
-                ended_at=self._clock(running.ended_at),
-                payload=None if ended.payload is None else self._signer.seal_result(running.task, ended.payload),
-                exit_code=ended.exit_code,
-                signal=ended.signal,
-                usage=ended.usage,
-                error=ended.error,
-                output=ended.output,
-                stderr_tail=ended.stderr_tail,
-            )
-        )
+        sealed = None if ended.payload is None else self._signer.seal_result(running.task, ended.payload)
+        self._ends.append(running.end(ended, sealed, self._epoch))
         self._demand.note_end(running.ended_at)
         if running.began and ended.outcome is not Outcome.ENDED:
-            self._pace.note(running.ended_at - running.since)
-
-    def _clock(self, monotonic: float) -> float:
-        """Return a time on the database's clock."""
-        assert self._epoch is not None  # the first exchange comes before the first task
-        return self._epoch + monotonic
+            self._waiting.note_end(running.ended_at - running.since)
 
     def _drain(self) -> None:
         """Stop what runs and record it, so that others can go on at once."""
