@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypeAlias
 
 from parsl_balsam.db.claims import Exchange
 from parsl_balsam.launcher.placement import STARVING_S, Queue
@@ -23,6 +24,9 @@ _OTHERS_FIRST_S = 2.0
 
 #: How often a task of the next smaller size is claimed though larger ones wait, seconds.
 _TURN_S = STARVING_S / 10
+
+#: Cores in all, idle nodes, cores of one node, GPUs of one.
+_Room: TypeAlias = tuple[int, int, int, int]
 
 
 class Demand:
@@ -80,7 +84,7 @@ class Demand:
         budget = space.free_cores + ahead - self._queue.cores
         most_cores = space.largest_node if ahead else space.most_free_cores
         most_gpus = space.most_gpus if ahead else space.most_free_gpus
-        room = (budget, space.idle_nodes, most_cores, most_gpus)
+        room: _Room = (budget, space.idle_nodes, most_cores, most_gpus)
         if renewing:
             self._more = True
         grown = len(self._asked) < len(room) or any(new > old for new, old in zip(room, self._asked, strict=True))
@@ -88,11 +92,7 @@ class Demand:
             return []
         # Where nothing is wished for, nothing is learnt of whether there is anything.
         self._room = room if budget > 0 else ()
-        wishes: list[Wish] = []
-        if budget > 0:
-            wishes.append(
-                self._wish(min(budget, _MOST), budget, max(1, space.idle_nodes), most_cores, most_gpus, time_left)
-            )
+        wishes = [self._fitting(room, time_left)] if budget > 0 else []
         if len(space.nodes) > 1 and now >= self._turn_at and busy:
             self._turn_at = now + _TURN_S
             wishes.append(self._turn(time_left))
@@ -103,6 +103,21 @@ class Demand:
             # One no larger than what runs finds its room by itself, here or in another block.
             wishes.append(self._any(len(space.nodes), time_left, _OTHERS_FIRST_S, largest + 1))
         return wishes
+
+    def standing(self, time_left: float | None) -> list[Wish]:
+        """Return what a launcher that holds nothing is going to ask for when the database has something.
+
+        It asks for no more than there is room for: other launchers may have room, too, by the time something comes.
+        """
+        space = self._space
+        room: _Room = (space.free_cores, space.idle_nodes, space.largest_node, space.most_gpus)
+        self._room = room
+        self._asked_for_any = True
+        return [self._fitting(room, time_left), replace(self._any(len(space.nodes), time_left), fallback=True)]
+
+    def take_back(self) -> None:
+        """Take note that what was standing was not asked for."""
+        self._room = ()
 
     def learn(self, exchange: Exchange, now: float) -> None:
         """Take note of what came of the wishes."""
@@ -136,6 +151,11 @@ class Demand:
         if self._unserved is None or now - self._unserved[0] < patience_s:
             return None
         return self._unserved[1]
+
+    def _fitting(self, room: _Room, time_left: float | None) -> Wish:
+        """Return the wish for what there is room for."""
+        cores, nodes, most_cores, most_gpus = room
+        return self._wish(min(cores, _MOST), cores, max(1, nodes), most_cores, most_gpus, time_left)
 
     def _any(self, most_nodes: int, time_left: float | None, waited_s: float = 0.0, least_cores: int = 0) -> Wish:
         """Return the wish for one task of up to so many nodes, whether there is room for it now or not.

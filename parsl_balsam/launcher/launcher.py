@@ -144,8 +144,11 @@ class Launcher:
     def _turn(self, pause: float) -> None:
         """Send what is to be sent, and handle what comes within a time, in seconds."""
         self._agents.flush()
+        standing = self._stand_by()
         for key, _ in self._selector.select(0.0 if self._agents.pending() else pause):
             key.data()
+        if standing:
+            self._stand_down()
         now = time.monotonic()
         for node, message in self._agents.messages():
             if isinstance(message, Hello):
@@ -235,6 +238,7 @@ class Launcher:
             return
         for task, why in self._waiting.start(now, self._term.time_left(now)):
             self._refuse(task, why)
+        self._agents.flush()  # what starts need not wait for what else is to be done
 
     def _exchange(self, now: float) -> None:
         """Tell the database what happened and ask for more, if there is reason to."""
@@ -261,6 +265,24 @@ class Launcher:
         self._asking = True
         reported = [running.start(self._epoch) for running in starts]
         self._ledger.ask(Request(reported, ends, wishes, releases, shape, self._known((*ends, *releases))))
+
+    def _stand_by(self) -> bool:
+        """Leave to the ledger what this launcher, which is about to sleep, would ask for if it was woken up.
+
+        Return whether there is such a thing: only where nothing is under way.
+        """
+        now = time.monotonic()
+        if self._asking or self._holds_tasks() or self._term.over or not self._space.nodes or self._gathering(now):
+            return False
+        self._ledger.stand_by(Request(wishes=self._demand.standing(self._term.time_left(now))))
+        return True
+
+    def _stand_down(self) -> None:
+        # Before anything else is done, which may change the room.
+        if self._ledger.take_back():
+            self._demand.take_back()
+        else:
+            self._asking = True
 
     def _shape(self, now: float) -> BlockShape:
         left = None if self._term.ends_at is None else self._term.ends_at - now

@@ -69,6 +69,7 @@ class Ledger(threading.Thread):
         self._bell = bell
         self._mine = Bell()
         self._requests: deque[Request] = deque()
+        self._standing: deque[tuple[Request, float]] = deque(maxlen=1)  # with the time it stands since
         self._answers: deque[Answer] = deque()
         self._bodies = RecentlyUsed(_REMEMBERED_FUNCTIONS)
         self._closing = False
@@ -84,6 +85,23 @@ class Ledger(threading.Thread):
         """Begin an exchange. The launcher asks for the next one only after it has the answer."""
         self._requests.append(request)
         self._mine.ring()
+
+    def stand_by(self, request: Request) -> None:
+        """Leave a request that becomes an exchange as soon as something may have changed in the database.
+
+        The launcher, which may sleep then, need not be woken up first to ask for what it will ask for anyway.
+        """
+        self._standing.append((request, time.monotonic()))
+
+    def take_back(self) -> bool:
+        """Take back the request that stands; return False if it has become an exchange."""
+        return self._take_standing() is not None
+
+    def _take_standing(self) -> tuple[Request, float] | None:
+        try:
+            return self._standing.pop()  # atomic: either thread may be the one that gets it
+        except IndexError:
+            return None
 
     def answer(self) -> Answer | None:
         """Return what came of the exchange, when it is over."""
@@ -131,8 +149,11 @@ class Ledger(threading.Thread):
     def _wait(self) -> None:
         due = max(0.0, self._reap_at - time.monotonic())
         if self._wakeup.wait(due, self._mine):
-            self.changed = True
-            self._bell.ring()
+            if (standing := self._take_standing()) is not None:
+                self._requests.append(_aged(*standing))
+            else:
+                self.changed = True
+                self._bell.ring()
         if time.monotonic() >= self._reap_at:
             self._reap_at = time.monotonic() + self._lease_s / 2
             try:
@@ -195,3 +216,13 @@ class Ledger(threading.Thread):
         for name, body in good.items():
             self._bodies[name] = body
         return {name: body for name in needed if (body := good.get(name) or self._bodies[name]) is not None}
+
+
+def _aged(request: Request, since: float) -> Request:
+    """Return a request, of which the launcher has less time left now than when it was made."""
+    passed_min = (time.monotonic() - since) / 60
+    wishes = [
+        wish if wish.time_left_min is None else replace(wish, time_left_min=wish.time_left_min - passed_min)
+        for wish in request.wishes
+    ]
+    return replace(request, wishes=wishes)

@@ -67,6 +67,28 @@ def test_what_was_not_there_is_not_asked_for_again(block: Block) -> None:
     assert block.wishes()
 
 
+def test_what_stands_is_what_an_idle_block_would_ask_for(block: Block) -> None:
+    assert block.demand.standing(None) == block.wishes()
+    block.learn()
+    for number in range(50):
+        block.demand.note_end(1.0 + number * 0.01)
+    (fits, _) = block.demand.standing(None)
+    assert fits.tasks == 16  # and not what it would have claimed ahead just then
+
+
+def test_what_stood_and_was_granted_is_learnt_from(block: Block) -> None:
+    block.demand.standing(None)
+    block.learn()
+    assert block.wishes() == []
+
+
+def test_what_stood_and_was_taken_back_tells_nothing(block: Block) -> None:
+    block.demand.standing(None)
+    block.demand.take_back()
+    block.learn()  # from an exchange without wishes
+    assert block.wishes()
+
+
 def test_an_exchange_without_wishes_tells_nothing_of_what_is_there() -> None:
     block = Block(nodes=1, cores=2)
     one = ResourceSpec(cores_per_rank=1)
