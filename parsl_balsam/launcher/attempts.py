@@ -33,20 +33,13 @@ class Running:
     ranks: Ranks | None = None
     body: bytes | None = None  #: its function, while it may come back
     called_back: bool = False
-    recorded: bool = False  #: whether its start is
     blamed: str | None = None  #: the node that was lost under it
     ended: Ended | None = None
     ended_at: float = 0.0  #: on the monotonic clock
     unclean: set[str] = field(default_factory=set)  #: nodes that may still have processes of it
 
     def start(self, epoch: float) -> AttemptStart:
-        """Return what is to be recorded of its start.
-
-        Parameters
-        ----------
-        epoch
-            Of the monotonic clock, on the database's.
-        """
+        """Return what is to be recorded of its start, see `Attempts.report_starts`."""
         task = self.task
         return AttemptStart(task.task_id, task.number, task.token, self.shares, epoch + self.since)
 
@@ -60,7 +53,7 @@ class Running:
         payload
             The result, signed.
         epoch
-            As for `start`.
+            Of the monotonic clock, on the database's.
         """
         return AttemptEnd(
             self.task.task_id,
@@ -99,6 +92,7 @@ class Attempts:
         self._home = home
         self._running: dict[int, Running] = {}
         self._ahead: dict[int, Running] = {}  # those that have not begun, the oldest first
+        self._unrecorded: dict[int, Running] = {}  # of those that run, by start
         self._lanes: Lanes[Running] = Lanes()
         self._fresh: list[Running] = []
         self._sent: dict[str, RecentlyUsed] = {}
@@ -116,9 +110,21 @@ class Attempts:
         """Return the cores of the largest, on all its nodes."""
         return max((sum(len(share.cores) for share in running.shares) for running in self._running.values()), default=0)
 
-    def unrecorded(self) -> list[Running]:
-        """Return those whose start is not recorded."""
-        return [running for running in self._running.values() if not running.recorded]
+    def unrecorded_since(self) -> float:
+        """Return when the first began whose start is not reported, on the monotonic clock."""
+        return next((running.since for running in self._unrecorded.values()), math.inf)
+
+    def report_starts(self, epoch: float) -> list[AttemptStart]:
+        """Return, once, what is to be recorded of the starts of those that run.
+
+        Parameters
+        ----------
+        epoch
+            Of the monotonic clock, on the database's.
+        """
+        starts = [running.start(epoch) for running in self._unrecorded.values()]
+        self._unrecorded.clear()
+        return starts
 
     def begin(self, task: ClaimedTask, body: bytes, shares: tuple[Share, ...], now: float) -> None:
         """Start a task where it was placed.
@@ -130,7 +136,7 @@ class Attempts:
         """
         ranks = ranks_of(self._site, task, shares, self._space.nodes)
         running = Running(task, shares, self._home or shares[0].node, now, ranks=ranks)
-        self._running[task.task_id] = running
+        self._running[task.task_id] = self._unrecorded[task.task_id] = running
         if ranks is None and not shares[0].gpus:
             self._lanes.begin(_lane(running), task.task_id)
             self._fresh.append(running)
@@ -254,6 +260,7 @@ class Attempts:
             del self._ahead[task_id]
             return [running]
         del self._running[task_id]
+        self._unrecorded.pop(task_id, None)
         if following is None:
             self._space.give_back(task_id)
         else:
@@ -269,7 +276,7 @@ class Attempts:
         following.began = True
         following.body = None
         following.since = over.ended_at
-        self._running[task_id] = following
+        self._running[task_id] = self._unrecorded[task_id] = following
         walltime_min = following.task.spec.walltime_min
         until = None if walltime_min is None else following.since + walltime_min * 60
         self._space.hand_over(over.task.task_id, task_id, until)

@@ -221,9 +221,8 @@ class Launcher:
             due += [self._renew_at, self._idle_since + self._order.idle_timeout_s]
             if self._look_at is not None:
                 due.append(self._look_at)
-            unrecorded = [running.since for running in self._attempts.unrecorded()]
-            if unrecorded:
-                due.append(max(min(unrecorded) + _START_PATIENCE_S, self._quiet_until if self._waiting else 0.0))
+            late = self._attempts.unrecorded_since() + _START_PATIENCE_S
+            due.append(max(late, self._quiet_until) if self._waiting else late)
             if self._ends and self._waiting:
                 due.append(self._quiet_until)
         return max(0.0, min(due) - now)
@@ -242,8 +241,7 @@ class Launcher:
 
     def _exchange(self, now: float) -> None:
         """Tell the database what happened and ask for more, if there is reason to."""
-        starts = self._attempts.unrecorded()
-        late = any(now - running.since >= _START_PATIENCE_S for running in starts)
+        late = now - self._attempts.unrecorded_since() >= _START_PATIENCE_S
         renewing = now >= self._renew_at
         if self._waiting and now < self._quiet_until and not renewing:
             return
@@ -256,15 +254,13 @@ class Launcher:
             wishes = self._demand.wishes(now, left, renewing, self._holds_tasks(), largest)
         if not (self._ends or self._releases or late or wishes or renewing or self._shape_changed):
             return
-        for running in starts:
-            running.recorded = True
+        starts = self._attempts.report_starts(self._epoch)
         ends = self._ends.send()
         releases, self._releases = self._releases, []
         shape = self._shape(now) if self._shape_changed else None
         self._shape_changed = False
         self._asking = True
-        reported = [running.start(self._epoch) for running in starts]
-        self._ledger.ask(Request(reported, ends, wishes, releases, shape, self._known((*ends, *releases))))
+        self._ledger.ask(Request(starts, ends, wishes, releases, shape, self._known((*ends, *releases))))
 
     def _stand_by(self) -> bool:
         """Leave to the ledger what this launcher, which is about to sleep, would ask for if it was woken up.
