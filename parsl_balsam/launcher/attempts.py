@@ -171,6 +171,10 @@ class Attempts:
             ),
         )
 
+    def ahead(self) -> float:
+        """Return how many wait behind one that runs, on average."""
+        return len(self._ahead) / len(self._running) if self._ahead and self._running else 0.0
+
     def fresh(self) -> list[tuple[Running, int]]:
         """Return the tasks behind which others can be sent that have begun since the last time; and how many are."""
         fresh = [running for running in self._fresh if running.ended is None]

@@ -58,6 +58,10 @@ class Dispatch:
         """Take note of how long a task took: behind short ones others are sent ahead."""
         self._pace.note(duration_s)
 
+    def rest(self) -> float:
+        """Return for how long the agents can do without the launcher, seconds."""
+        return self._pace.rest(self._attempts.ahead())
+
     def start(self, now: float, time_left: float | None) -> list[tuple[ClaimedTask, str]]:
         """Start what there is room for, and send ahead what follows; return what cannot be started, with the reason."""
         refused: list[tuple[ClaimedTask, str]] = []

@@ -144,6 +144,8 @@ class Launcher:
     def _turn(self, pause: float) -> None:
         """Send what is to be sent, and handle what comes within a time, in seconds."""
         self._agents.flush()
+        if rest := self._waiting.rest():
+            time.sleep(rest)  # to be woken up for each end takes longer than all else that is to be done for it
         standing = self._stand_by()
         for key, _ in self._selector.select(0.0 if self._agents.pending() else pause):
             key.data()

@@ -1,4 +1,4 @@
-"""How many tasks are sent ahead to their agents, from how long tasks have taken lately. Pure."""
+"""How many tasks are sent ahead to their agents, and when to look again, from how long tasks took lately. Pure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ _WEIGHT = 1 / 8
 #: A task that has waited so long behind another was sent ahead by mistake: it is called back, seconds.
 PATIENCE_S = 0.05
 
+#: With so many tasks behind each that runs, agents need nothing for as long as half of them take.
+_PLENTY = 4
+
+#: The launcher lets them work alone for no longer, seconds: this is how exact the times of short tasks are.
+_LONGEST_REST_S = 0.002
+
 
 class Pace:
     """The mean duration of tasks. One long task among short ones is remembered for some dozens of them."""
@@ -29,3 +35,13 @@ class Pace:
     def depth(self) -> int:
         """Return how many tasks may wait behind one."""
         return _MOST if self._mean_s * _MOST <= _AHEAD_S else int(_AHEAD_S / self._mean_s)
+
+    def rest(self, ahead: float) -> float:
+        """Return for how long nothing need be done for agents, seconds.
+
+        Parameters
+        ----------
+        ahead
+            How many tasks wait behind one that runs.
+        """
+        return min(self._mean_s * _PLENTY / 2, _LONGEST_REST_S) if ahead >= _PLENTY else 0.0

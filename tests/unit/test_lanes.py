@@ -79,3 +79,14 @@ def test_only_short_tasks_are_sent_ahead() -> None:
 def test_one_long_task_is_remembered() -> None:
     assert after(*[0.001] * 100, 60.0, *[0.001] * 20) == 0
     assert after(*[0.001] * 100, 60.0, *[0.001] * 100) == 16
+
+
+def test_agents_with_plenty_to_do_are_left_alone_for_less_than_that_takes() -> None:
+    pace = Pace()
+    assert pace.rest(0.0) == 0.0
+    for duration_s in (0.0004, 0.005):
+        for _ in range(200):
+            pace.note(duration_s)
+        assert 0.0 < pace.rest(16.0) < 4 * duration_s
+        assert pace.rest(16.0) <= 0.002
+        assert pace.rest(3.0) == 0.0
