@@ -45,8 +45,10 @@ _START_PATIENCE_S = 0.005
 _HEAR_S = 0.1
 
 #: While tasks that were claimed ahead keep the nodes busy, the database is left alone after an exchange for so many
-#: times as long as that took. Ends are then recorded more at a time, which costs less for each.
+#: times as long as that took, and for a time at least, seconds. Ends are then recorded more at a time, which costs less
+#: for each.
 _QUIET = 2.0
+_QUIET_S = 0.02
 
 #: How long tasks that were told to end may take, seconds.
 _DRAIN_S = 5.0
@@ -307,7 +309,7 @@ class Launcher:
         if exchange.end_wish is not None:
             self.stop(f"ended by {exchange.end_wish}")
         self._renew_at = answer.renewed_at + self._order.lease_s / 5
-        self._quiet_until = now + (now - answer.renewed_at) * _QUIET
+        self._quiet_until = now + max((now - answer.renewed_at) * _QUIET, _QUIET_S)
         self._agents.lease_until = answer.renewed_at + self._order.lease_s * LEASE_SHARE
         if exchange.next_ready_s is not None:
             self._look_at = now + exchange.next_ready_s
