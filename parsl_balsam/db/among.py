@@ -18,11 +18,14 @@ from sqlalchemy.types import Text, TypeDecorator
 from typing_extensions import Self
 
 
-class _Values(TypeDecorator[list[int]]):
+class Values(TypeDecorator[list[int]]):
+    """A list of numbers."""
+
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: list[int] | None, dialect: Dialect) -> Any:
+        """Return what the driver is given."""
         return json.dumps(value) if dialect.name == "sqlite" else value
 
 
@@ -46,8 +49,8 @@ class _Among(ColumnElement[bool]):
 def among(column: ColumnElement[int], values: Iterable[int] | str) -> ColumnElement[bool]:
     """Return the condition that an integer column has one of these values, or of those in the parameter so named."""
     if isinstance(values, str):
-        return _Among(column, bindparam(values, type_=_Values()))
-    return _Among(column, bindparam(None, list(values), type_=_Values(), unique=True))
+        return _Among(column, bindparam(values, type_=Values()))
+    return _Among(column, bindparam(None, list(values), type_=Values(), unique=True))
 
 
 @compiles(_Among, "sqlite")

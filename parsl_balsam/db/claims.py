@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, Connection, Float, Integer, bindparam, case, func, or_, select
+from sqlalchemy import Boolean, Connection, Float, Integer, bindparam, case, exists, func, or_, select
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
-from parsl_balsam.db.copying import select_rows
+from parsl_balsam.db.copying import select_rows, short
 from parsl_balsam.db.endings import begin_ends, finish_ends, record_ends, unclaim
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
@@ -87,20 +87,22 @@ class ClaimStore:
             If the block was reaped. Nothing was written.
         """
         with self._database.begin("exchange", early=not ends) as connection:
-            at, superseded, end_wish = self._renew(connection)
+            at, superseded, end_wish, cancels = self._renew(connection)
             if bool(starts) + bool(ends) + bool(releases) > 1:
                 # All at once and by id: whoever locked some of them before the others could wait in a circle.
                 touched: list[AttemptStart | AttemptEnd | Release] = [*starts, *ends, *releases]
                 _LOCK.rows(connection, ids=[item.task_id for item in touched])
             ended = begin_ends(connection, ends, self._who, at)
             over = {task_id for ids in ended.over.values() for task_id in ids}  # these do not look so yet
-            self._record_starts(connection, [start for start in starts if start.task_id not in over], at)
+            begun = [start for start in starts if start.task_id not in over]
+            cancels = self._record_starts(connection, begun, at) or cancels
             released = self._release(connection, [release for release in releases if release.task_id not in over], at)
             if shape is not None:
                 self._describe(connection, shape, at)
             leaving = superseded or end_wish is not None
-            claimed, more = ([], False) if leaving else self._claim(connection, wishes, at)
-            to_cancel = _TO_CANCEL.scalars(connection, block=self._block_id)
+            claimed, more, to_cancel = ([], False, []) if leaving else self._claim(connection, wishes, at)
+            if cancels:
+                to_cancel = _TO_CANCEL.scalars(connection, block=self._block_id)
             cancelled = [task_id for task_id in to_cancel if task_id not in over]
             wait, unserved = None, None
             if wishes and not leaving and not more:
@@ -142,7 +144,7 @@ class ClaimStore:
             If the block was reaped. Nothing was written.
         """
         with self._database.begin("release_strays") as connection:
-            at, _, _ = self._renew(connection)
+            at, *_ = self._renew(connection)
             strays = connection.execute(
                 select(tasks.c.id, tasks.c.attempts, tasks.c.token, tasks.c.cancel_requested)
                 .where(
@@ -165,24 +167,27 @@ class ClaimStore:
                 notify(connection, self._workflow_id, Topic.FINISHED)
         return len(strays)
 
-    def _renew(self, connection: Connection) -> tuple[float, bool, str | None]:
+    def _renew(self, connection: Connection) -> tuple[float, bool, str | None, bool]:
         """Renew the lease and lock it, so that nobody reaps the block before this transaction ends.
 
-        Return the database's clock, whether a later run drives the workflow, and who wants the block ended.
+        Return the database's clock, whether a later run drives the workflow, who wants the block ended, and whether
+        there were tasks to cancel: whoever wants another cancelled wakes the launcher up after that.
         """
         row = _RENEW.first(connection, workflow=self._workflow_id, block=self._block_id)
         if row is None:
             raise LeaseLost(f"block {self._block_id} lost its lease")
-        return float(row.at), bool(row.superseded), row.end_wish
+        return float(row.at), bool(row.superseded), row.end_wish, bool(row.cancels)
 
-    def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart], at: float) -> None:
+    def _record_starts(self, connection: Connection, starts: Sequence[AttemptStart], at: float) -> bool:
+        """Record starts; return whether one of these tasks is to be cancelled, maybe since a moment ago."""
         if not starts:
-            return
+            return False
         rows = _ASSIGNED.rows(connection, ids=[start.task_id for start in starts])
         held = {row.id: row.token for row in rows}
+        cancels = any(row.cancel_requested for row in rows)
         mine = [start for start in starts if held.get(start.task_id) == start.token]
         if not mine:
-            return
+            return cancels
         _RUNNING.run(connection, ids=[start.task_id for start in mine])
         _START_ATTEMPT.run_each(
             connection,
@@ -202,6 +207,7 @@ class ClaimStore:
             self._who,
             [Change(start.task_id, TaskState.RUNNING, at, f"attempt {start.number}") for start in mine],
         )
+        return cancels
 
     def _release(self, connection: Connection, releases: Sequence[Release], at: float) -> bool:
         """Give back tasks that wait here in vain; return whether there were any."""
@@ -230,8 +236,10 @@ class ClaimStore:
             },
         )
 
-    def _claim(self, connection: Connection, wishes: Sequence[Wish], at: float) -> tuple[list[ClaimedTask], bool]:
-        """Claim what is wished for; return it, and whether something was left for want of room."""
+    def _claim(
+        self, connection: Connection, wishes: Sequence[Wish], at: float
+    ) -> tuple[list[ClaimedTask], bool, list[int]]:
+        """Claim what is wished for; return it, whether something was left for want of room, and which are to cancel."""
         token = secrets.randbits(62)
         rows: list[Any] = []
         more = False
@@ -256,12 +264,11 @@ class ClaimStore:
             if chosen:
                 rows += _CLAIM.rows(connection, ids=chosen, block=self._block_id, new_token=token)
         if not rows:
-            return [], more
+            return [], more, []
         rows = sorted(rows, key=lambda row: (-row.priority, -row.nodes, row.id))
-        ids = [row.id for row in rows]
-        payloads: Mapping[int, bytes] = {
-            row.task_id: row.payload for row in select_rows(connection, _ARGUMENTS, ids=ids)
-        }
+        payloads = {row.id: row.payload for row in rows}
+        if large := [task_id for task_id, payload in payloads.items() if payload is None]:
+            payloads |= {row.task_id: row.payload for row in select_rows(connection, _ARGUMENTS, ids=large)}
         _INSERT_ATTEMPTS.run_each(
             connection,
             [
@@ -274,7 +281,7 @@ class ClaimStore:
             self._who,
             [Change(row.id, TaskState.ASSIGNED, row.claimed_at, f"attempt {row.attempts}") for row in rows],
         )
-        return [
+        claimed = [
             ClaimedTask(
                 task_id=row.id,
                 number=row.attempts,
@@ -288,7 +295,8 @@ class ClaimStore:
                 **_specified(row.spec),
             )
             for row in rows
-        ], more
+        ]
+        return claimed, more, [row.id for row in rows if row.cancel_requested]
 
     def _claimable(self, wish: Wish) -> dict[str, Any]:
         return {
@@ -321,21 +329,28 @@ def _specified(text: str | None) -> dict[str, Any]:
 #: The run that drives the workflow now.
 CURRENT_RUN = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
 
+_to_cancel = (tasks.c.block_id == bindparam("block"), tasks.c.cancel_requested)
+
 # Earlier than the current run, not other: a statement that waits for a takeover to end sees its own row as it is after
 # that, maybe adopted, and the workflow's as it was before (PostgreSQL's READ COMMITTED).
 _RENEW = Statement(
     blocks.update()
     .where(blocks.c.id == bindparam("block"), blocks.c.state == BlockState.RUNNING.value)
     .values(lease_until=clock() + blocks.c.lease_s)
-    .returning(clock().label("at"), (blocks.c.run_id < CURRENT_RUN).label("superseded"), blocks.c.end_wish)
+    .returning(
+        clock().label("at"),
+        (blocks.c.run_id < CURRENT_RUN).label("superseded"),
+        blocks.c.end_wish,
+        exists().where(*_to_cancel).label("cancels"),
+    )
 )
 
 _LOCK = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")).order_by(tasks.c.id).with_for_update())
 
-_TO_CANCEL = Statement(select(tasks.c.id).where(tasks.c.block_id == bindparam("block"), tasks.c.cancel_requested))
+_TO_CANCEL = Statement(select(tasks.c.id).where(*_to_cancel))
 
 _ASSIGNED = Statement(
-    select(tasks.c.id, tasks.c.token)
+    select(tasks.c.id, tasks.c.token, tasks.c.cancel_requested)
     .where(among(tasks.c.id, "ids"), tasks.c.state == TaskState.ASSIGNED.value)
     .with_for_update()
 )
@@ -409,6 +424,8 @@ _CLAIM = Statement(
         tasks.c.nodes,
         # Not when the transaction began: the attempt before may have ended since.
         clock().label("claimed_at"),
+        tasks.c.cancel_requested,
+        select(short(arguments.c.payload)).where(arguments.c.task_id == tasks.c.id).scalar_subquery().label("payload"),
     )
 )
 

@@ -12,7 +12,7 @@ from functools import cache
 from struct import Struct
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, LargeBinary, Select, Table, Text, event
+from sqlalchemy import ColumnElement, Connection, Engine, Integer, LargeBinary, Select, Table, Text, case, event, func
 from sqlalchemy.types import TypeEngine
 
 from parsl_balsam.db.statement import Statement
@@ -60,6 +60,11 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
         statement = f"COPY {table.name} ({', '.join(names)}) FROM STDIN (FORMAT binary)"
         source = _Source([row[name] for name in names] for row in rows)
         connection.exec_driver_sql(statement, execution_options={_STREAM: source})
+
+
+def short(payload: ColumnElement[bytes]) -> ColumnElement[bytes | None]:
+    """Return a payload where it may come with other columns; NULL where it is for `select_rows`."""
+    return case((func.length(payload) < _LARGE_BYTES, payload))
 
 
 def select_rows(connection: Connection, query: Statement, **values: Any) -> Sequence[Any]:

@@ -15,7 +15,7 @@ from parsl_balsam.db.among import among
 from parsl_balsam.db.copying import insert_rows
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import attempts, results, runs, tasks, workflows
-from parsl_balsam.db.statement import Statement
+from parsl_balsam.db.statement import Statement, send
 from parsl_balsam.model import retry
 from parsl_balsam.model.errors import InvalidResources
 from parsl_balsam.model.resources import ResourceSpec
@@ -58,6 +58,7 @@ def record_ends(
     """
     ended = begin_ends(connection, ends, who, at)
     finish_ends(connection, workflow_id, ended, at)
+    send(connection)  # what cannot be written is for the caller to know
     return ended.written
 
 
@@ -95,14 +96,14 @@ def finish_ends(connection: Connection, workflow_id: int, ended: Ended, at: floa
     tasks lock their rows first and the number last, so nobody waits in a circle.
     """
     if ended.over:
-        number = next_finish(connection, workflow_id)
+        _COUNT_UP.run(connection, workflow=workflow_id)
         for state, ids in ended.over.items():
-            _FINISH.run(connection, ids=ids, new_state=state.value, at=at, number=number)
+            _FINISH.run(connection, ids=ids, new_state=state.value, at=at, workflow=workflow_id)
 
 
 def next_finish(connection: Connection, workflow_id: int) -> int:
     """Return the number for tasks that this transaction ends. Runs follow these numbers to learn what is over."""
-    (number,) = _COUNT_UP.scalars(connection, workflow=workflow_id)
+    (number,) = _NEXT_FINISH.scalars(connection, workflow=workflow_id)
     return int(number)
 
 
@@ -244,12 +245,11 @@ def storable(text: str | None) -> str | None:
     return None if text is None else text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-_COUNT_UP = Statement(
-    workflows.update()
-    .where(workflows.c.id == bindparam("workflow"))
-    .values(last_finish=workflows.c.last_finish + 1)
-    .returning(workflows.c.last_finish)
+_count_up = (
+    workflows.update().where(workflows.c.id == bindparam("workflow")).values(last_finish=workflows.c.last_finish + 1)
 )
+_COUNT_UP = Statement(_count_up)
+_NEXT_FINISH = Statement(_count_up.returning(workflows.c.last_finish))
 
 _HOLDERS = Statement(
     select(
@@ -275,7 +275,8 @@ _FINISH = Statement(
         block_id=None,
         token=None,
         finished_at=bindparam("at"),
-        finish=bindparam("number"),
+        # After the count went up, which keeps others from it.
+        finish=select(workflows.c.last_finish).where(workflows.c.id == bindparam("workflow")).scalar_subquery(),
     )
 )
 

@@ -1,7 +1,9 @@
 """Statements that are run for every few tasks: SQLAlchemy puts them together once, and the driver is given the text.
 
 To hand one to SQLAlchemy each time takes many times as long as SQLite needs to carry it out. With PostgreSQL it is the
-ways to the server that take time: what only writes is put off, and goes there with the next question, or the COMMIT.
+ways to the server that take time, and its reading and planning of statements: what only writes is put off, and goes
+there with the next question, or the COMMIT; and each connection has a statement planned once, see
+`parsl_balsam.db.prepared`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
+
+from parsl_balsam.db.prepared import Plan, as_json, for_each, is_kept, is_unknown, make_plan, may_keep, note_kept
 
 #: In a connection's `info`: what was put off, as the server is to get it.
 _UNSENT = "balsam_unsent"
@@ -21,8 +25,8 @@ _UNSENT = "balsam_unsent"
 #: So much is not put off any more, bytes.
 _MUCH = 1 << 16
 
-#: So many rows are quicker inserted by one statement each than by one that SQLAlchemy has to write.
-_FEW = 4
+#: So many rows are quicker written by one statement each than by one that takes them apart.
+_FEW = 3
 
 #: A value on its way to the driver, or back.
 _Process = Callable[[Any], Any]
@@ -36,6 +40,7 @@ class _Text:
     order: tuple[str, ...] | None  #: of the values, where the driver takes them by place; by name if None
     constants: Mapping[str, Any]
     given: tuple[tuple[str, _Process], ...]  #: values that the driver does not take as they are
+    plan: Plan | None = None  #: what PostgreSQL keeps of it
 
     def bind(self, values: Mapping[str, Any]) -> Any:
         bound = {**self.constants, **values}
@@ -59,13 +64,14 @@ class Statement:
         self.element = element
         self._names = list(names) or None
         self._texts: dict[str, _Text] = {}
+        self._each: _Text | None = None
         self._rows: dict[str, Callable[[Sequence[Any]], Any]] = {}
 
     def rows(self, connection: Connection, **values: Any) -> list[Any]:
         """Return what is found or written: named tuples."""
         dialect = connection.dialect
         text = self._text(dialect)
-        cursor = _execute(connection, text.sql, text.bind(values))
+        cursor = _execute(connection, text.sql, text.bind(values), text.plan)
         row_of = self._rows.get(dialect.name)
         if row_of is None:
             row_of = self._rows[dialect.name] = _row_of(self.element, dialect, cursor.description)
@@ -87,10 +93,10 @@ class Statement:
         """Write once for each of these values."""
         text = self._text(connection.dialect)
         if connection.dialect.name != "sqlite":
-            if isinstance(self.element, Insert) and len(many) > _FEW:
-                connection.execute(self.element, many)
+            if len(many) > _FEW:
+                _put_off(connection, self._text_of_many(connection.dialect), [{"rows": as_json(many)}])
             else:
-                _put_off(connection, text.sql, [text.bind(values) for values in many])
+                _put_off(connection, text, many)
         elif len(many) == 1:
             _execute(connection, text.sql, text.bind(many[0]))
         else:
@@ -101,6 +107,13 @@ class Statement:
         if text is None:
             text = self._texts[dialect.name] = _put_together(self.element, self._names, dialect)
         return text
+
+    def _text_of_many(self, dialect: Dialect) -> _Text:
+        if self._each is None:
+            # How an UPDATE is best joined with its rows depends on how many there are in its table by then.
+            each = for_each(self.element, self._names, dialect)
+            self._each = _put_together(each, None, dialect, keep=isinstance(each, Insert))
+        return self._each
 
 
 def execute(connection: Connection, sql: str) -> None:
@@ -129,20 +142,37 @@ def send(connection: Connection) -> None:
         _execute(connection, "", ())
 
 
-def _put_off(connection: Connection, sql: str, many: Sequence[Any]) -> None:
+def _put_off(connection: Connection, text: _Text, many: Sequence[Mapping[str, Any]]) -> None:
     if len(connection.engine.dispatch.before_cursor_execute) > 1:
         # Somebody but `parsl_balsam.db.postgres` listens, and may stop the transaction just before this statement.
         for values in many:
-            _execute(connection, sql, values)
+            _execute(connection, text.sql, text.bind(values), text.plan)
         return
+    command = _command(connection, text.sql, text.plan)
     cursor = connection.connection.cursor()
     waiting = connection.info.setdefault(_UNSENT, [])
-    waiting += [cursor.mogrify(sql, values) for values in many]
+    waiting += [cursor.mogrify(command, text.bind(values)) for values in many]
     if sum(map(len, waiting)) > _MUCH:
         send(connection)
 
 
-def _put_together(element: Any, names: list[str] | None, dialect: Dialect) -> _Text:
+def _command(connection: Connection, sql: str, plan: Plan | None) -> str:
+    """Return what the driver is given: the statement, or the call of its plan."""
+    if plan is None or not may_keep(connection):
+        return sql
+    if not is_kept(connection, plan):
+        # By itself: of several at once nobody could tell which were made when one fails. It may come before the BEGIN,
+        # and outlives a ROLLBACK.
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(plan.prepare)
+        except BaseException as error:
+            _fail(connection, cursor, plan.prepare, (), error)
+        note_kept(connection, plan)
+    return plan.call
+
+
+def _put_together(element: Any, names: list[str] | None, dialect: Dialect, keep: bool = True) -> _Text:
     if isinstance(element, Insert):
         element = element.inline()  # or the number of the row would be asked for
     compiled = element.compile(dialect=dialect, column_keys=names)
@@ -157,6 +187,7 @@ def _put_together(element: Any, names: list[str] | None, dialect: Dialect) -> _T
         tuple(compiled.positiontup) if dialect.positional else None,
         constants,
         tuple((name, process) for name, process in processes.items() if process),
+        make_plan(compiled) if keep and dialect.name != "sqlite" else None,
     )
 
 
@@ -179,31 +210,43 @@ def _processed(kind: Any, processes: Sequence[tuple[int, _Process]], row: Sequen
     return kind._make(values)
 
 
-def _execute(connection: Connection, sql: str, values: Any, many: bool = False) -> Any:
+def _execute(connection: Connection, sql: str, values: Any, plan: Plan | None = None, many: bool = False) -> Any:
     pooled = connection.connection
     cursor = pooled.cursor()
     for hear in connection.engine.dispatch.before_cursor_execute:
         hear(connection, cursor, sql, values, None, many)
+    command = _command(connection, sql, plan)
     waiting = pooled.info.pop(_UNSENT, None)
     try:
         if waiting:
-            cursor.execute(b";".join([*waiting, cursor.mogrify(sql, values)] if sql else waiting))
+            cursor.execute(b";".join([*waiting, cursor.mogrify(command, values)] if command else waiting))
         elif many:
-            cursor.executemany(sql, values)
+            cursor.executemany(command, values)
         else:
-            cursor.execute(sql, values)
+            cursor.execute(command, values)
     except BaseException as error:
-        driver = connection.dialect.loaded_dbapi
-        # As SQLAlchemy does: a connection that was lost, or left in the middle of an answer, is not used again.
-        lost = not isinstance(error, Exception) or (
-            isinstance(error, driver.Error) and connection.dialect.is_disconnect(error, pooled.dbapi_connection, cursor)
-        )
-        if lost:
-            connection.invalidate(error)
-        if not isinstance(error, driver.Error):
-            raise
-        wrapped = DBAPIError.instance(
-            sql, values, error, driver.Error, connection_invalidated=lost, dialect=connection.dialect, ismulti=many
-        )
-        raise wrapped from error
+        _fail(connection, cursor, sql, values, error, many)
     return cursor
+
+
+def _fail(
+    connection: Connection, cursor: Any, sql: str, values: Any, error: BaseException, many: bool = False
+) -> NoReturn:
+    """Raise an error of the driver as SQLAlchemy does."""
+    driver = connection.dialect.loaded_dbapi
+    # A connection that was lost, or left in the middle of an answer, is not used again.
+    lost = not isinstance(error, Exception) or (
+        isinstance(error, driver.Error)
+        and (
+            connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
+            or is_unknown(connection, getattr(error, "pgcode", None))
+        )
+    )
+    if lost:
+        connection.invalidate(error)
+    if not isinstance(error, driver.Error):
+        raise error
+    wrapped = DBAPIError.instance(
+        sql, values, error, driver.Error, connection_invalidated=lost, dialect=connection.dialect, ismulti=many
+    )
+    raise wrapped from error

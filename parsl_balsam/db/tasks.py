@@ -8,11 +8,11 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Table, bindparam, func, or_, select, tuple_
+from sqlalchemy import Connection, Integer, Table, Text, bindparam, func, literal, or_, select, tuple_
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
-from parsl_balsam.db.copying import insert_rows, select_rows
+from parsl_balsam.db.copying import insert_rows, select_rows, short
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
@@ -23,7 +23,7 @@ from parsl_balsam.model.resources import ResourceSpec
 from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
 from parsl_balsam.model.tasks import Binding, Bound, Call, FinishedTask
 
-_FINISHED = [state.value for state in TERMINAL]
+_FINISHED = sorted(state.value for state in TERMINAL)
 _HELD = [state.value for state in HELD]
 
 
@@ -54,14 +54,14 @@ class TaskStore:
             If another run drives the workflow now. Nothing was recorded.
         """
         with self._database.begin("submit", early=True) as connection:
-            at = self._fence(connection)
+            at, ids = self._fence(connection, len(calls))
             if bodies:
                 connection.execute(
                     _insert(connection.dialect.name, functions, "digest"),
                     # In order: two runs that store the same functions would otherwise wait for each other.
                     [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())],
                 )
-            bound = self._insert_new(connection, calls, at)
+            bound = self._insert_new(connection, calls, ids, at)
             if len(bound) < len(calls):
                 bound |= self._attach(connection, [call for call in calls if _identity(call) not in bound], at)
             notify(connection, self._workflow_id, Topic.WORK)
@@ -91,10 +91,20 @@ class TaskStore:
             The tasks that were fetched, the ids of the others to fetch, and the point to ask from next time.
         """
         with self._database.read() as connection:
-            rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
+            rows = first = _FIRST_SINCE.rows(connection, workflow=self._workflow_id, number=finish, most=most)
+            if len(first) == most:
+                rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
             chosen = choose([row.id for row in rows])
             finish = max((row.finish for row in rows), default=finish)
-            return self._fetch(connection, chosen[:most]), chosen[most:], finish
+            at_hand = {row.id: row.payload for row in first if row.payload is not None}
+            found = [
+                FinishedTask(task_id, TaskState.DONE, at_hand[task_id], Outcome.DONE, None)
+                for task_id in chosen
+                if task_id in at_hand
+            ]
+            others = [task_id for task_id in chosen if task_id not in at_hand]
+            room = most - len(found)
+            return found + self._fetch(connection, others[:room]), others[room:], finish
 
     def _fetch(self, connection: Connection, ids: Sequence[int]) -> list[FinishedTask]:
         if not ids:
@@ -107,19 +117,29 @@ class TaskStore:
             for row in rows
         ]
 
-    def _fence(self, connection: Connection) -> float:
-        """Return the database's clock, if this run still drives the workflow."""
+    def _fence(self, connection: Connection, count: int) -> tuple[float, Sequence[int]]:
+        """Return the database's clock and ids for new tasks, if this run still drives the workflow.
+
+        The ids are chosen before, so that they tell which calls were new.
+        """
         # FOR SHARE: the run that takes over must update this row first, so it waits until this transaction ends.
-        alive = _FENCE.scalars(connection, run=self._run_id)
+        if connection.dialect.name == "sqlite":
+            alive = _FENCE_AND_LAST_ID.rows(connection, run=self._run_id)
+        else:
+            alive = _FENCE_AND_IDS.rows(connection, run=self._run_id, count=count)
         if not alive:
             raise WorkflowLost(
                 "another run took this workflow over while this one was not heard of; its tasks go on there. "
                 "Start this script again when the other has ended"
             )
-        return float(alive[0])
+        at = float(alive[0].at)
+        if connection.dialect.name == "sqlite":  # this transaction is the only one that writes
+            return at, range(alive[0].last + 1, alive[0].last + 1 + count)
+        return at, [row.id for row in alive]
 
-    def _insert_new(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
-        ids = _reserve_ids(connection, len(calls))
+    def _insert_new(
+        self, connection: Connection, calls: Sequence[Call], ids: Sequence[int], at: float
+    ) -> dict[tuple[bytes, int], Bound]:
         _insert_task(connection.dialect.name).run_each(
             connection,
             [
@@ -292,14 +312,6 @@ def _reopen(connection: Connection, ids: Sequence[int]) -> None:
     )
 
 
-def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
-    """Return ids for new tasks. They are chosen before, so that they tell which calls were new."""
-    if connection.dialect.name == "sqlite":  # this transaction is the only one that writes
-        (last,) = _LAST_ID.scalars(connection)
-        return range(last + 1, last + 1 + count)
-    return _NEXT_IDS.scalars(connection, count=count)
-
-
 @cache
 def _insert(dialect: str, table: Table, *unique: str) -> Any:
     """Return an INSERT that leaves out rows whose unique columns are there already.
@@ -360,26 +372,43 @@ _REVISABLE = (
     "stderr",
 )
 
-_FENCE = Statement(
-    select(clock()).where(runs.c.id == bindparam("run"), runs.c.ended_at.is_(None)).with_for_update(read=True)
+_alive = (runs.c.id == bindparam("run"), runs.c.ended_at.is_(None))
+
+_FENCE_AND_LAST_ID = Statement(
+    select(clock().label("at"), select(func.coalesce(func.max(tasks.c.id), 0)).scalar_subquery().label("last")).where(
+        *_alive
+    )
 )
 
-_LAST_ID = Statement(select(func.coalesce(func.max(tasks.c.id), 0)))
-
-_NEXT_IDS = Statement(
-    select(func.nextval(func.pg_get_serial_sequence(tasks.name, tasks.c.id.name))).select_from(
-        func.generate_series(1, bindparam("count", type_=Integer()))
-    )
+_next_id = func.nextval(func.pg_get_serial_sequence(literal(tasks.name, Text()), literal(tasks.c.id.name, Text())))
+_each = func.generate_series(1, bindparam("count", type_=Integer())).alias("each")
+_FENCE_AND_IDS = Statement(
+    select(clock().label("at"), _next_id.label("id"))
+    .select_from(runs, _each)
+    .where(*_alive)
+    .with_for_update(read=True, of=runs)
 )
 
 _EXISTING = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")))
 
 _RECORDED = Statement(select(results).where(among(results.c.task_id, "ids")))
 
-_FINISHED_SINCE = Statement(
-    select(tasks.c.id, tasks.c.finish).where(
-        tasks.c.workflow_id == bindparam("workflow"), tasks.c.finish > bindparam("number")
+_since = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.finish > bindparam("number"))
+_FINISHED_SINCE = Statement(select(tasks.c.id, tasks.c.finish).where(*_since))
+
+#: Most often that is all there is to know.
+_FIRST_SINCE = Statement(
+    select(
+        tasks.c.id,
+        tasks.c.finish,
+        select(short(results.c.payload))
+        .where(results.c.task_id == tasks.c.id, tasks.c.state == TaskState.DONE.value)
+        .scalar_subquery()
+        .label("payload"),
     )
+    .where(*_since)
+    .order_by(tasks.c.finish)
+    .limit(bindparam("most"))
 )
 
 _FETCH = Statement(

@@ -1,0 +1,114 @@
+"""Plans that PostgreSQL keeps: each connection lets a statement be read and planned once, and calls it by name then.
+
+To read and plan a statement takes the server longer than to carry it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import JSON, Connection, Dialect, Engine, Insert, Text, bindparam, cast, column, func, select
+from sqlalchemy.sql.visitors import replacement_traverse
+from sqlalchemy.types import ARRAY, BigInteger, NullType, TypeEngine
+
+from parsl_balsam.db.among import Values
+
+#: In a connection's `info`: names of the plans it has.
+_KEPT = "balsam_plans"
+
+#: How the server says that it does not know a plan, or knows another by its name: somebody between us gives each
+#: transaction another connection.
+_SHARED = ("26000", "42P05")
+
+#: How it says that the columns of a table have changed since.
+_STALE = "0A000"
+
+#: Whose connections are shared so.
+_without: WeakSet[Engine] = WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A statement as PostgreSQL keeps it."""
+
+    name: str
+    prepare: str
+    call: str  #: with places for values as the driver has them
+
+
+def make_plan(compiled: Any) -> Plan:
+    """Return the plan of a statement that SQLAlchemy has put together."""
+    # What is always the same is a value, too, unless it is spelled out: that says which rows are in the index to use.
+    binds = {name: bind.type for bind, name in compiled.bind_names.items()}
+    types = ", ".join(_type_name(kind, compiled.dialect) for kind in binds.values())
+    values = ", ".join(f"%({name})s" for name in binds)
+    statement = str(compiled) % {name: f"${place}" for place, name in enumerate(binds, 1)}
+    body = f"({types}) AS {statement}" if binds else f" AS {statement}"
+    # By what it is: wherever a name is known, it means the same.
+    name = f"balsam_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
+    return Plan(name, f"PREPARE {name}{body}", f"EXECUTE {name}({values})" if binds else f"EXECUTE {name}")
+
+
+def _type_name(kind: TypeEngine[Any], dialect: Dialect) -> str:
+    if isinstance(kind, NullType):
+        return "unknown"  # the server finds out
+    return (ARRAY(BigInteger()) if isinstance(kind, Values) else kind).compile(dialect=dialect)
+
+
+def for_each(element: Any, names: Sequence[str] | None, dialect: Dialect) -> Any:
+    """Return the statement that does what another does, for each of the rows in its only parameter, ``rows``."""
+    if isinstance(element, Insert):
+        assert names is not None
+        given = _rows({name: element.table.c[name].type for name in names})
+        return element.from_select(list(names), select(*given.c))
+    binds = {name: bind for bind, name in element.compile(dialect=dialect).bind_names.items() if bind.required}
+    given = _rows({name: bind.type for name, bind in binds.items()})
+
+    return replacement_traverse(
+        element, {}, lambda element, **_: given.c[element.key] if getattr(element, "required", False) else None
+    )
+
+
+def _rows(types: Mapping[str, TypeEngine[Any]]) -> Any:
+    read = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON()))
+    columns = [column(name, kind) for name, kind in types.items()]
+    return read.table_valued(*columns).render_derived(name="given", with_types=True)
+
+
+def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as `for_each` takes them."""
+    return json.dumps(rows, default=_digits)
+
+
+def _digits(value: bytes) -> str:
+    return f"\\x{value.hex()}"
+
+
+def is_kept(connection: Connection, plan: Plan) -> bool:
+    """Tell whether a connection has a plan."""
+    return plan.name in connection.info.get(_KEPT, ())
+
+
+def may_keep(connection: Connection) -> bool:
+    """Tell whether plans that are made on this connection are there when it is used again."""
+    return connection.engine not in _without
+
+
+def note_kept(connection: Connection, plan: Plan) -> None:
+    """Remember that a connection has a plan."""
+    connection.info.setdefault(_KEPT, set()).add(plan.name)
+
+
+def is_unknown(connection: Connection, code: str | None) -> bool:
+    """Tell by the server's code of an error whether a plan is not what we thought. The transaction may be repeated.
+
+    If plans do not stay where they are made, there will be no more of them.
+    """
+    if code in _SHARED:
+        _without.add(connection.engine)
+    return code in (*_SHARED, _STALE)
