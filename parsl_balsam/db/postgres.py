@@ -19,22 +19,11 @@ from parsl_balsam.db.statement import execute, forget_unsent, put_off_first, sen
 #: A client that stops in mid-transaction, frozen or cut off, loses its locks after this time, seconds.
 POSTGRES_IDLE_IN_TRANSACTION_S = 20
 
-#: Plans are made once, and for tables of any size: while a table is small all ways are equally short, and by the time
-#: it is large a plan would be kept that reads all of it.
-_PLANNING = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "jit": "off",  # it would be used for what looks dear because it reads all of a table nevertheless
-}
-
-_SETTINGS = {"idle_in_transaction_session_timeout": POSTGRES_IDLE_IN_TRANSACTION_S * 1000, **_PLANNING}
-
 #: Options of every connection to PostgreSQL. The last four notice within half a minute that the server's node is gone.
 POSTGRES_OPTIONS = {
     "connect_timeout": 10,
     "application_name": "parsl-balsam",
-    "options": " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items()),
+    "options": f"-c idle_in_transaction_session_timeout={POSTGRES_IDLE_IN_TRANSACTION_S * 1000}",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,

@@ -21,6 +21,15 @@ from parsl_balsam.db.among import Values
 #: In a connection's `info`: names of the plans it has.
 _KEPT = "balsam_plans"
 
+#: Plans are made once, and for tables of any size: while a table is small all ways are equally short, and by the time
+#: it is large a plan would be kept that reads all of it. JIT is for what looks dear: then all that reads a table does.
+_SETTINGS = (
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; "
+)
+
+#: psycopg2's number for a connection outside of transactions. Who works with SQLite does not import it.
+_IDLE = 0
+
 #: How the server says that it does not know a plan, or knows another by its name: somebody between us gives each
 #: transaction another connection.
 _SHARED = ("26000", "42P05")
@@ -64,24 +73,25 @@ def for_each(element: Any, names: Sequence[str] | None, dialect: Dialect) -> Any
     """Return the statement that does what another does, for each of the rows in its only parameter, ``rows``."""
     if isinstance(element, Insert):
         assert names is not None
-        given = _rows({name: element.table.c[name].type for name in names})
+        given = given_rows({name: element.table.c[name].type for name in names})
         return element.from_select(list(names), select(*given.c))
     binds = {name: bind for bind, name in element.compile(dialect=dialect).bind_names.items() if bind.required}
-    given = _rows({name: bind.type for name, bind in binds.items()})
+    given = given_rows({name: bind.type for name, bind in binds.items()})
 
     return replacement_traverse(
         element, {}, lambda element, **_: given.c[element.key] if getattr(element, "required", False) else None
     )
 
 
-def _rows(types: Mapping[str, TypeEngine[Any]]) -> Any:
+def given_rows(types: Mapping[str, TypeEngine[Any]]) -> Any:
+    """Return the rows in the parameter ``rows``, see `as_json`, as a table with these columns."""
     read = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON()))
     columns = [column(name, kind) for name, kind in types.items()]
     return read.table_valued(*columns).render_derived(name="given", with_types=True)
 
 
 def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as `for_each` takes them."""
+    """Return rows as `given_rows` takes them."""
     return json.dumps(rows, default=_digits)
 
 
@@ -94,9 +104,16 @@ def is_kept(connection: Connection, plan: Plan) -> bool:
     return plan.name in connection.info.get(_KEPT, ())
 
 
-def may_keep(connection: Connection) -> bool:
-    """Tell whether plans that are made on this connection are there when it is used again."""
-    return connection.engine not in _without
+def how_to_make(connection: Connection, plan: Plan) -> str | None:
+    """Return what gives a connection a plan; None where it can have none, now or at all."""
+    if connection.engine in _without:
+        return None
+    if _KEPT in connection.info:
+        return plan.prepare
+    # A connection with other statements only, as the command line has, goes on as it is. Not in a transaction:
+    # a ROLLBACK takes settings back, but not plans.
+    idle = connection.connection.dbapi_connection.get_transaction_status() == _IDLE  # type: ignore[union-attr]
+    return f"{_SETTINGS}{plan.prepare}" if idle else None
 
 
 def note_kept(connection: Connection, plan: Plan) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
 
-from parsl_balsam.db.prepared import Plan, as_json, for_each, is_kept, is_unknown, make_plan, may_keep, note_kept
+from parsl_balsam.db.prepared import Plan, as_json, for_each, how_to_make, is_kept, is_unknown, make_plan, note_kept
 
 #: In a connection's `info`: what was put off, as the server is to get it.
 _UNSENT = "balsam_unsent"
@@ -58,10 +58,13 @@ class Statement:
         As SQLAlchemy has it, without values. Lists of values are for `parsl_balsam.db.among`.
     names
         The columns that an INSERT fills.
+    keep
+        Whether PostgreSQL plans it once for tables of all sizes.
     """
 
-    def __init__(self, element: Select[Any] | Insert | Update | Delete, *names: str) -> None:
+    def __init__(self, element: Select[Any] | Insert | Update | Delete, *names: str, keep: bool = True) -> None:
         self.element = element
+        self._keep = keep
         self._names = list(names) or None
         self._texts: dict[str, _Text] = {}
         self._each: _Text | None = None
@@ -105,7 +108,7 @@ class Statement:
     def _text(self, dialect: Dialect) -> _Text:
         text = self._texts.get(dialect.name)
         if text is None:
-            text = self._texts[dialect.name] = _put_together(self.element, self._names, dialect)
+            text = self._texts[dialect.name] = _put_together(self.element, self._names, dialect, self._keep)
         return text
 
     def _text_of_many(self, dialect: Dialect) -> _Text:
@@ -158,14 +161,16 @@ def _put_off(connection: Connection, text: _Text, many: Sequence[Mapping[str, An
 
 def _command(connection: Connection, sql: str, plan: Plan | None) -> str:
     """Return what the driver is given: the statement, or the call of its plan."""
-    if plan is None or not may_keep(connection):
+    if plan is None:
         return sql
     if not is_kept(connection, plan):
+        if (how := how_to_make(connection, plan)) is None:
+            return sql
         # By itself: of several at once nobody could tell which were made when one fails. It may come before the BEGIN,
         # and outlives a ROLLBACK.
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(plan.prepare)
+            cursor.execute(how)
         except BaseException as error:
             _fail(connection, cursor, plan.prepare, (), error)
         note_kept(connection, plan)

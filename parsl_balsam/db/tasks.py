@@ -15,6 +15,7 @@ from parsl_balsam.db.connect import Database, clock, now
 from parsl_balsam.db.copying import insert_rows, select_rows, short
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.events import Change, write_events
+from parsl_balsam.db.prepared import as_json, given_rows
 from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
@@ -207,15 +208,12 @@ class TaskStore:
         return bound
 
     def _existing(self, connection: Connection, calls: Sequence[Call]) -> Iterable[Any]:
-        return connection.execute(
-            select(tasks.c.id, tasks.c.key, tasks.c.occurrence, tasks.c.state)
-            .where(
-                tasks.c.workflow_id == self._workflow_id,
-                tuple_(tasks.c.key, tasks.c.occurrence).in_([_identity(call) for call in calls]),
-            )
-            .order_by(tasks.c.id)
-            .with_for_update()
-        )
+        if connection.dialect.name == "sqlite":
+            identity = tuple_(tasks.c.key, tasks.c.occurrence)
+            found = _met.where(identity.in_([_identity(call) for call in calls]))
+            return connection.execute(found, {"workflow": self._workflow_id})
+        identities = [{"key": call.key, "occurrence": call.occurrence} for call in calls]
+        return _MET.rows(connection, workflow=self._workflow_id, rows=as_json(identities))
 
 
 def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, TaskState]:
@@ -388,6 +386,15 @@ _FENCE_AND_IDS = Statement(
     .where(*_alive)
     .with_for_update(read=True, of=runs)
 )
+
+_met = (
+    select(tasks.c.id, tasks.c.key, tasks.c.occurrence, tasks.c.state)
+    .where(tasks.c.workflow_id == bindparam("workflow"))
+    .order_by(tasks.c.id)
+    .with_for_update(of=tasks)
+)
+_given = given_rows({"key": tasks.c.key.type, "occurrence": tasks.c.occurrence.type})
+_MET = Statement(_met.where(tasks.c.key == _given.c.key, tasks.c.occurrence == _given.c.occurrence), keep=False)
 
 _EXISTING = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")))
 

@@ -15,6 +15,7 @@ from parsl_balsam.db import postgres
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.schema import functions
 from parsl_balsam.db.statement import Statement
+from parsl_balsam.db.tasks import cancel_tasks
 from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.states import Outcome
 
@@ -202,6 +203,32 @@ def test_plans_outlive_changes_of_tables(postgres_database: Database, life: Life
         assert len(kept_plans(postgres_database)) > 5
     finally:
         administer(postgres_database, "ALTER TABLE tasks ALTER COLUMN app TYPE text, DROP COLUMN more")
+
+
+def setting(database: Database) -> str:
+    with database.read() as connection:
+        return str(connection.exec_driver_sql("SHOW plan_cache_mode").scalar_one())
+
+
+def test_other_statements_are_planned_as_ever(postgres_database: Database) -> None:
+    task = Campaign(postgres_database).task()
+    postgres_database.engine.dispose()
+    cancel_tasks(postgres_database, [task], "user")
+    assert setting(postgres_database) == "auto"
+    assert kept_names(postgres_database) == []
+    check_invariants(postgres_database)
+
+
+def test_settings_outlive_the_transaction_in_which_they_are_first_needed(postgres_database: Database) -> None:
+    def write_and_fail() -> None:
+        with postgres_database.begin() as connection:
+            assert KEPT.first(connection, digest=b"a") is None
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write_and_fail()
+    assert setting(postgres_database) == "force_generic_plan"
+    assert len(kept_names(postgres_database)) == 1
 
 
 def test_statement_that_cannot_be_planned_undoes_its_transaction(postgres_database: Database) -> None:
