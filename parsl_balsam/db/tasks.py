@@ -378,7 +378,9 @@ _FENCE_AND_LAST_ID = Statement(
     )
 )
 
-_next_id = func.nextval(func.pg_get_serial_sequence(literal(tasks.name, Text()), literal(tasks.c.id.name, Text())))
+# As a subquery it is looked up once, not for each task.
+_sequence = select(func.pg_get_serial_sequence(literal(tasks.name, Text()), literal(tasks.c.id.name, Text())))
+_next_id = func.nextval(_sequence.scalar_subquery())
 _each = func.generate_series(1, bindparam("count", type_=Integer())).alias("each")
 _FENCE_AND_IDS = Statement(
     select(clock().label("at"), _next_id.label("id"))
