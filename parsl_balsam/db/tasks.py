@@ -8,23 +8,23 @@ from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Table, Text, bindparam, func, literal, or_, select, tuple_
+from sqlalchemy import Connection, Integer, Table, Text, bindparam, func, literal, select, tuple_
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock, now
-from parsl_balsam.db.copying import insert_rows, select_rows, short
+from parsl_balsam.db.copying import insert_rows, select_rows
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.events import Change, write_events
+from parsl_balsam.db.fetching import fetch, fetch_since
 from parsl_balsam.db.prepared import as_json, given_rows
-from parsl_balsam.db.schema import arguments, attempts, functions, results, runs, tasks, workflows
+from parsl_balsam.db.schema import arguments, functions, results, runs, tasks, workflows
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import TaskNotFound, WorkflowLost
 from parsl_balsam.model.resources import ResourceSpec
-from parsl_balsam.model.states import HELD, TERMINAL, Outcome, TaskState
+from parsl_balsam.model.states import HELD, TERMINAL, TaskState
 from parsl_balsam.model.tasks import Binding, Bound, Call, FinishedTask
 
-_FINISHED = sorted(state.value for state in TERMINAL)
 _HELD = [state.value for state in HELD]
 
 
@@ -72,7 +72,7 @@ class TaskStore:
     def fetch(self, ids: Sequence[int]) -> list[FinishedTask]:
         """Return tasks that are in a terminal state, with what they returned or raised."""
         with self._database.read() as connection:
-            return self._fetch(connection, ids)
+            return fetch(connection, ids)
 
     def fetch_since(
         self, finish: int, choose: Callable[[list[int]], list[int]], most: int
@@ -92,31 +92,7 @@ class TaskStore:
             The tasks that were fetched, the ids of the others to fetch, and the point to ask from next time.
         """
         with self._database.read() as connection:
-            rows = first = _FIRST_SINCE.rows(connection, workflow=self._workflow_id, number=finish, most=most)
-            if len(first) == most:
-                rows = _FINISHED_SINCE.rows(connection, workflow=self._workflow_id, number=finish)
-            chosen = choose([row.id for row in rows])
-            finish = max((row.finish for row in rows), default=finish)
-            at_hand = {row.id: row.payload for row in first if row.payload is not None}
-            found = [
-                FinishedTask(task_id, TaskState.DONE, at_hand[task_id], Outcome.DONE, None)
-                for task_id in chosen
-                if task_id in at_hand
-            ]
-            others = [task_id for task_id in chosen if task_id not in at_hand]
-            room = most - len(found)
-            return found + self._fetch(connection, others[:room]), others[room:], finish
-
-    def _fetch(self, connection: Connection, ids: Sequence[int]) -> list[FinishedTask]:
-        if not ids:
-            return []
-        rows = select_rows(connection, _FETCH, ids=list(ids))
-        return [
-            FinishedTask(
-                row.id, TaskState(row.state), row.payload, Outcome(row.outcome) if row.outcome else None, row.error
-            )
-            for row in rows
-        ]
+            return fetch_since(connection, self._workflow_id, finish, choose, most)
 
     def _fence(self, connection: Connection, count: int) -> tuple[float, Sequence[int]]:
         """Return the database's clock and ids for new tasks, if this run still drives the workflow.
@@ -401,31 +377,6 @@ _MET = Statement(_met.where(tasks.c.key == _given.c.key, tasks.c.occurrence == _
 _EXISTING = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")))
 
 _RECORDED = Statement(select(results).where(among(results.c.task_id, "ids")))
-
-_since = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.finish > bindparam("number"))
-_FINISHED_SINCE = Statement(select(tasks.c.id, tasks.c.finish).where(*_since))
-
-#: Most often that is all there is to know.
-_FIRST_SINCE = Statement(
-    select(
-        tasks.c.id,
-        tasks.c.finish,
-        select(short(results.c.payload))
-        .where(results.c.task_id == tasks.c.id, tasks.c.state == TaskState.DONE.value)
-        .scalar_subquery()
-        .label("payload"),
-    )
-    .where(*_since)
-    .order_by(tasks.c.finish)
-    .limit(bindparam("most"))
-)
-
-_FETCH = Statement(
-    select(tasks.c.id, tasks.c.state, results.c.payload, attempts.c.outcome, attempts.c.error)
-    .outerjoin(results, results.c.task_id == tasks.c.id)
-    .outerjoin(attempts, (attempts.c.task_id == tasks.c.id) & (attempts.c.number == tasks.c.attempts))
-    .where(among(tasks.c.id, "ids"), or_(*(tasks.c.state == state for state in _FINISHED)))
-)
 
 _REVISE_TASK = tasks.update().where(tasks.c.id == bindparam("t")).values({name: bindparam(name) for name in _REVISABLE})
 _REVISE_ARGUMENTS = arguments.update().where(arguments.c.task_id == bindparam("t")).values(payload=bindparam("payload"))
