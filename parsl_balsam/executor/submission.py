@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from parsl_balsam.db.connect import Database
@@ -20,6 +21,9 @@ from parsl_balsam.model.states import TaskState
 from parsl_balsam.model.tasks import Binding, Bound, Call, FinishedTask
 
 logger = logging.getLogger(__name__)
+
+#: A call, the bytes of its function, and its future.
+_Called = tuple[Call, bytes, TaskFuture]
 
 #: At most so many calls, and so many bytes of arguments, go into one transaction.
 _BATCH_CALLS = 500
@@ -52,25 +56,20 @@ class Submission(threading.Thread):
         self._pending = pending
         self._completion = completion
         self._on_failure = on_failure
-        self._changed = threading.Condition()
-        self._calls: deque[tuple[Call, bytes, TaskFuture]] = deque()
-        self._cancels: deque[TaskFuture] = deque()
-        self._closing = False
+        #: Calls to record, futures whose tasks are to be ended, and None for nothing but to look up.
+        self._queue: SimpleQueue[_Called | TaskFuture | None] = SimpleQueue()
+        self._closing = threading.Event()
         self._outage = Outage(logger)
         self._stored: set[bytes] = set()
         self._counts: Counter[tuple[str, Binding]] = Counter()
 
     def put(self, call: Call, body: bytes, future: TaskFuture) -> None:
         """Queue a call. Its arguments are bytes already, so what the script does to them later does no harm."""
-        with self._changed:
-            self._calls.append((call, body, future))
-            self._changed.notify()
+        self._queue.put((call, body, future))
 
     def cancel(self, future: TaskFuture) -> None:
         """Queue the wish that a task be ended. It is carried out after the calls queued before it are recorded."""
-        with self._changed:
-            self._cancels.append(future)
-            self._changed.notify()
+        self._queue.put(future)
 
     def counts(self, app: str | None) -> ReuseCounts:
         """Return what the calls recorded so far met, those of one app or all."""
@@ -82,9 +81,8 @@ class Submission(threading.Thread):
 
     def close(self, timeout: float) -> None:
         """Write what is queued, and end; give up after a time, in seconds."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
+        self._closing.set()
+        self._queue.put(None)
         self.join(timeout)
 
     def run(self) -> None:
@@ -101,13 +99,10 @@ class Submission(threading.Thread):
 
         While it waits, nothing holds the arguments of calls that are recorded: they may be large.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._calls or self._cancels or self._closing)
-            batch = self._take_batch()
-            cancels = [] if self._calls else self._take_cancels()
+        batch, cancels = self._take()
         self._until_it_works(self._record, batch)
         self._until_it_works(self._cancel, cancels)
-        return bool(batch or cancels) or not self._closing
+        return bool(batch or cancels) or not self._closing.is_set()
 
     def _until_it_works(self, act: Callable[[list[Any]], None], items: list[Any]) -> None:
         while items:
@@ -116,24 +111,29 @@ class Submission(threading.Thread):
                 return self._outage.over()
             except DatabaseUnavailable as error:
                 self._outage.note(error)
-                with self._changed:
-                    if self._changed.wait_for(lambda: self._closing, RETRY_S):
-                        raise
+                if self._closing.wait(RETRY_S):
+                    raise
 
-    def _take_batch(self) -> list[tuple[Call, bytes, TaskFuture]]:
-        batch: list[tuple[Call, bytes, TaskFuture]] = []
+    def _take(self) -> tuple[list[_Called], list[TaskFuture]]:
+        """Return what came in, in parts: calls to record, and then futures whose tasks are to be ended."""
+        batch: list[_Called] = []
+        cancels: list[TaskFuture] = []
         size = 0
-        while self._calls and len(batch) < _BATCH_CALLS and size < _BATCH_BYTES:
-            batch.append(self._calls.popleft())
-            size += len(batch[-1][0].payload)
-        return batch
+        wait = not self._closing.is_set()  # if that changes now, None comes
+        while len(batch) < _BATCH_CALLS and size < _BATCH_BYTES:
+            try:
+                item = self._queue.get(wait)
+            except Empty:
+                break
+            wait = False
+            if isinstance(item, TaskFuture):
+                cancels.append(item)
+            elif item is not None:
+                batch.append(item)
+                size += len(item[0].payload)
+        return batch, cancels
 
-    def _take_cancels(self) -> list[TaskFuture]:
-        cancels = list(self._cancels)
-        self._cancels.clear()
-        return cancels
-
-    def _record(self, batch: list[tuple[Call, bytes, TaskFuture]]) -> None:
+    def _record(self, batch: list[_Called]) -> None:
         bodies = {call.function: body for call, body, _ in batch if call.function not in self._stored}
         self._pending.begin_recording()
         bound = self._store.submit([call for call, _, _ in batch], bodies)
