@@ -30,13 +30,34 @@ _MONITORING = ("_parsl_monitoring_task_id", "_parsl_monitoring_try_id")
 class TaskFuture(Future[Any]):
     """The future of one call."""
 
+    #: Of all of them. Each would have nine objects of its own for it, which Python's garbage collector then visits
+    #: again and again, and Parsl keeps the future as long as the call.
+    _shared = threading.Condition()
+
     def __init__(self, key: bytes, occurrence: int) -> None:
         super().__init__()
+        self._condition = self._shared
         self.key = key
         self.occurrence = occurrence
         self.task_id: int | None = None  #: known once the call is recorded
         self.cancel_wanted = False  #: by the script itself
         self.weight = 1  #: cores that it needs on all its nodes
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what the call returned, as any future does."""
+        self._await(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call raised, as any future does."""
+        self._await(timeout)
+        return super().exception(0)
+
+    def _await(self, timeout: float | None) -> None:
+        # `Future` takes any wake-up for its own, or for the end of the time; here it may be another's.
+        if not self.done():
+            with self._condition:
+                self._condition.wait_for(self.done, timeout)
 
 
 def refuse(*args: Any, **kwargs: Any) -> NoReturn:
@@ -93,9 +114,9 @@ class CallBook:
                 occurrence = self._occurrences[key]
                 self._occurrences[key] += 1
         app = getattr(func, "__name__", type(func).__name__)
-        streams = _path(kwargs.get("stdout")), _path(kwargs.get("stderr"))
-        sealed = self._signer.seal_call(Call(key, occurrence, app, function, payload, spec, *streams))
-        return Call(key, occurrence, app, function, sealed, spec, *streams), body
+        stdout, stderr = _path(kwargs.get("stdout")), _path(kwargs.get("stderr"))
+        sealed = self._signer.seal_arguments(payload, key, occurrence, function, spec, stderr)
+        return Call(key, occurrence, app, function, sealed, spec, stdout, stderr), body
 
     def note_end(self, future: TaskFuture, state: TaskState) -> None:
         """Remember how a call ended, for when it is repeated: Parsl's own retries look like new calls."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import InvalidStateError
 from typing import Any
 
+from parsl.app.errors import RemoteExceptionWrapper
+
 from parsl_balsam.db.connect import Database
 from parsl_balsam.db.outage import RETRY_S, Outage
 from parsl_balsam.db.tasks import TaskStore
@@ -146,8 +148,6 @@ class Completion(threading.Thread):
 
 def _outcome(finished: FinishedTask, future: TaskFuture, signer: Signer) -> tuple[Any, BaseException | None]:
     """Return a task's value, or its exception."""
-    from parsl.app.errors import RemoteExceptionWrapper
-
     if finished.state is TaskState.CANCELLED:
         return None, TaskCancelled(f"task {finished.task_id} was cancelled")
     if finished.payload is None:

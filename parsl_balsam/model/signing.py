@@ -47,6 +47,12 @@ class Signer:
         """Return a call's arguments, sealed."""
         return self._seal(_of_call(call), call.payload)
 
+    def seal_arguments(
+        self, payload: bytes, key: bytes, occurrence: int, function: bytes, spec: ResourceSpec, stderr: str | None
+    ) -> bytes:
+        """Return the arguments of a call that is not put together yet, sealed."""
+        return self._seal(_of_parts(key, occurrence, function, spec, stderr), payload)
+
     def open_call(self, task: ClaimedTask) -> bytes:
         """Return a task's arguments.
 
@@ -118,14 +124,20 @@ def unsealed_order(stored: str) -> str:
 
 
 def _of_call(call: Call | ClaimedTask) -> tuple[bytes, ...]:
+    return _of_parts(call.key, call.occurrence, call.function, call.spec, call.stderr)
+
+
+def _of_parts(
+    key: bytes, occurrence: int, function: bytes, spec: ResourceSpec, stderr: str | None
+) -> tuple[bytes, ...]:
     return (
         b"call",
-        call.key,
-        str(call.occurrence).encode(),
-        call.function,
-        _of_spec(call.spec),
+        key,
+        str(occurrence).encode(),
+        function,
+        _of_spec(spec),
         # The database takes no lone surrogates: they are question marks there.
-        (call.stderr or "").encode("utf-8", "replace"),
+        (stderr or "").encode("utf-8", "replace"),
     )
 
 
