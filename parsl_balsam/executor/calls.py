@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
@@ -52,6 +52,13 @@ class TaskFuture(Future[Any]):
         """Return what the call raised, as any future does."""
         self._await(timeout)
         return super().exception(0)
+
+    def fail(self, error: Exception) -> None:
+        """End with an exception, if the call is not over."""
+        try:
+            self.set_exception(error)
+        except InvalidStateError:
+            pass
 
     def _await(self, timeout: float | None) -> None:
         # `Future` takes any wake-up for its own, or for the end of the time; here it may be another's.

@@ -8,7 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -272,8 +272,8 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self._completion = Completion(
             self._db, self._run.workflow_id, store, self._pending, signer, self._run.finish, self._on_end
         )
-        self._submission = Submission(self._db, store, self._pending, self._completion, self._fail)
-        self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self._fail)
+        self._submission = Submission(self._db, store, self._pending, self._completion, self.set_bad_state_and_fail_all)
+        self._heartbeat = Heartbeat(self._db, self._run.run_id, self.lease_s, self.set_bad_state_and_fail_all)
         self._blocks = BlockBook(self._db, self._run, self.lease_s, self.block_pause_s)
         if self.queue_policy is not None:
             from parsl_balsam.executor.planner import Planner
@@ -321,7 +321,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
             self._tasks[future] = future
         self._submission.put(call, body, future)
         if self.bad_state_is_set and self._forget(future):  # it came about just now, without this future
-            self._set_exception(future, BadStateException(self, self.executor_exception))
+            future.fail(BadStateException(self, self.executor_exception))
         return future
 
     def cancel(self, future: Future[Any]) -> bool:
@@ -348,9 +348,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self._completion.close(_SHUTDOWN_S)
         for future in list(self._tasks):
             self._on_end(future, TaskState.READY)
-            self._set_exception(
-                future, RunEnded("the run ended before the task; run the script again with the same workflow to go on")
-            )
+            future.fail(RunEnded("the run ended before the task; run the script again with the same workflow to go on"))
         self._heartbeat.close(_SHUTDOWN_S)
         try:
             if self._heartbeat.is_alive():
@@ -378,7 +376,7 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self._executor_bad_state.set()
         for future in list(self._tasks):
             self._forget(future)
-            self._set_exception(future, BadStateException(self, exception))
+            future.fail(BadStateException(self, exception))
 
     def _write(self, order: LaunchOrder, key: bytes) -> Path:
         told = replace(order, database=self._db.address, workflow_id=self._run.workflow_id, key=key.hex())
@@ -397,13 +395,3 @@ class BalsamExecutor(ScalingExecutor, RepresentationMixin):
         self._forget(future)
         if state is not TaskState.READY:
             self._calls.note_end(future, state)
-
-    def _fail(self, error: Exception) -> None:
-        self.set_bad_state_and_fail_all(error)
-
-    @staticmethod
-    def _set_exception(future: Future[Any], error: Exception) -> None:
-        try:
-            future.set_exception(error)
-        except InvalidStateError:
-            pass
