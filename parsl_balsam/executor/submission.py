@@ -29,6 +29,10 @@ _Called = tuple[Call, bytes, TaskFuture]
 _BATCH_CALLS = 500
 _BATCH_BYTES = 64 * 1024 * 1024
 
+#: So many that came during one transaction are a stream. More of it is waited for, seconds, once for each transaction.
+_STREAM_CALLS = 32
+_GATHER_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class ReuseCounts:
@@ -119,12 +123,17 @@ class Submission(threading.Thread):
         batch: list[_Called] = []
         cancels: list[TaskFuture] = []
         size = 0
+        gathered = False
         wait = not self._closing.is_set()  # if that changes now, None comes
         while len(batch) < _BATCH_CALLS and size < _BATCH_BYTES:
             try:
                 item = self._queue.get(wait)
             except Empty:
-                break
+                if gathered or len(batch) < _STREAM_CALLS:
+                    break
+                gathered = True
+                self._closing.wait(_GATHER_S)
+                continue
             wait = False
             if isinstance(item, TaskFuture):
                 cancels.append(item)
