@@ -4,31 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from typing import Any
 
+from parsl_balsam.launcher import program
 from parsl_balsam.model.tasks import Usage
-
-#: The largest peak among the programs that this process waited for since the meter started, kilobytes.
-_largest_child = 0
-
-
-class MeteredPopen(subprocess.Popen):  # type: ignore[type-arg]
-    """`subprocess.Popen` that notes the memory each program used.
-
-    The kernel tells a parent the peak over all children it ever had, which says nothing of one task of many. It tells
-    the peak of a single one only at the moment it is waited for.
-    """
-
-    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
-        global _largest_child
-        try:
-            pid, status, used = os.wait4(self.pid, wait_flags)
-        except ChildProcessError:  # as the method it replaces: someone else waited for it
-            return self.pid, 0
-        if pid:
-            _largest_child = max(_largest_child, used.ru_maxrss)
-        return pid, status
 
 
 class Meter:
@@ -46,8 +25,7 @@ class Meter:
 
     def start(self) -> None:
         """Begin to measure."""
-        global _largest_child
-        _largest_child = 0
+        program.largest = 0
         if self._reset is not None:
             try:
                 os.write(self._reset, b"5")  # proc(5): 5 resets the peak resident set size
@@ -58,7 +36,7 @@ class Meter:
     def stop(self) -> Usage:
         """Return what was used since `start`."""
         own = resource.getrusage(resource.RUSAGE_SELF)
-        return Usage(max(own.ru_maxrss, _largest_child) * 1024, _cpu_time(own) - self._cpu_before)
+        return Usage(max(own.ru_maxrss, program.largest) * 1024, _cpu_time(own) - self._cpu_before)
 
 
 def of_dead_worker(used: Any) -> Usage:

@@ -15,8 +15,9 @@ from parsl_balsam.launcher.capture import tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
 from parsl_balsam.launcher.processes import has_children, kill, sweep_all
+from parsl_balsam.launcher.program import MeteredPopen
 from parsl_balsam.launcher.ranks import OnEveryRank, enter, launch_of
-from parsl_balsam.launcher.usage import Meter, MeteredPopen
+from parsl_balsam.launcher.usage import Meter
 from parsl_balsam.model.errors import BadMessage, NotSerializable, TaskCrashed, UnreadablePayload
 from parsl_balsam.model.layers import dress
 from parsl_balsam.model.payload import decode, encode, is_plain
