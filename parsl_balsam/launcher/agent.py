@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 import selectors
 import signal
 import socket
@@ -15,11 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from parsl_balsam.launcher.channel import Channel, complaint, wait_for_room
+from parsl_balsam.launcher.guard import leave_a_guard
 from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.lanes import Lanes
 from parsl_balsam.launcher.messages import (
@@ -28,7 +27,6 @@ from parsl_balsam.launcher.messages import (
     Beat,
     Clean,
     Cleaned,
-    Died,
     Ended,
     Farewell,
     Hello,
@@ -41,7 +39,7 @@ from parsl_balsam.launcher.messages import (
 from parsl_balsam.launcher.mpi import rank_of_environment
 from parsl_balsam.launcher.node import this_node
 from parsl_balsam.launcher.pool import Node
-from parsl_balsam.launcher.processes import die_with_parent, inherit_orphans, kill, marked, sweep_all
+from parsl_balsam.launcher.processes import inherit_orphans, kill, marked, sweep_all
 from parsl_balsam.launcher.workers import Workers
 from parsl_balsam.model.errors import AllocationError, BadMessage
 from parsl_balsam.model.states import Outcome
@@ -65,13 +63,6 @@ _END_RANKS_S = 1.0
 
 #: How often an agent asks in the time of a lease.
 _BEATS = 10
-
-#: An agent that has not beaten for this part of the lease is killed: less than `LEASE_SHARE`, after which the launcher
-#: takes its tasks for dead.
-_FROZEN_SHARE = 0.8
-
-#: How long an agent tries to reach its launcher, seconds.
-_REACH_S = 120.0
 
 
 class Agent:
@@ -175,7 +166,7 @@ class Agent:
 
     def _tell(self, ended: Ended) -> None:
         if ended.outcome is not Outcome.DONE and self._terminated:
-            ended = replace(ended, outcome=Outcome.ENDED, payload=None, error="stopped: the batch job is being ended")
+            ended = ended._replace(outcome=Outcome.ENDED, payload=None, error="stopped: the batch job is being ended")
         elif ended.outcome in (Outcome.CRASH, Outcome.EXIT) and _looks_terminated(ended):
             self._doubtful.append((time.monotonic() + _TERM_S, ended))
             return
@@ -312,7 +303,7 @@ def main() -> None:
         index = invitation.hosts.index(name)
     else:
         name, host, index = arguments.name, arguments.host, arguments.index
-    pulse = _leave_a_guard(invitation, name, arguments.descriptor)
+    pulse = leave_a_guard(invitation, name, arguments.descriptor)
     inherit_orphans()
     _take_environment(invitation)
     # In the script's order: a module beside it may have the name of one that is found elsewhere, too.
@@ -323,7 +314,9 @@ def main() -> None:
     os.close(null)
     line: Channel | Line
     if arguments.descriptor is None:
-        line = _connect(invitation, name.encode())
+        from parsl_balsam.launcher.curve import connect  # not before: agents on the launcher's host do without it
+
+        line = connect(invitation, name.encode())
     else:
         line = Channel(socket.socket(fileno=arguments.descriptor))
     Agent(line, invitation.lease_s, pulse, invitation.mark, invitation.give_up).run(
@@ -357,67 +350,6 @@ def _take_environment(invitation: Invitation) -> None:
     os.environ.clear()
     os.environ.update(invitation.environ)
     os.environ.update(of_node)
-
-
-def _connect(invitation: Invitation, name: bytes | None) -> Line:
-    from parsl_balsam.launcher.curve import Line, reachable  # not before: agents on the launcher's host do without it
-
-    until = time.monotonic() + _REACH_S
-    while (endpoint := reachable(invitation.endpoints)) is None:
-        if time.monotonic() >= until:
-            tried = ", ".join(f"{host}:{port}" for host, port in invitation.endpoints)
-            raise AllocationError(
-                f"the launcher cannot be reached from {socket.gethostname()} at {tried}. "
-                "Set the executor's 'address' to a name of the block's first node that the others can reach."
-            )
-        time.sleep(1.0)
-    keys = (invitation.server_key, invitation.client_key, invitation.client_secret)
-    return Line(endpoint, name, *(key.encode() for key in keys))
-
-
-def _leave_a_guard(invitation: Invitation, name: str, descriptor: int | None) -> int:
-    """Go on as a child of a process that outlives it, and ends what it leaves behind; return its pulse, to be written.
-
-    The agent ends its tasks when its launcher dies. Killed together with it, it cannot: the kernel then ends its
-    workers, and the programs that these had started come to the guard. Frozen, it cannot either, and is killed.
-    """
-    guard = os.getpid()
-    inherit_orphans()
-    watched, pulse = os.pipe()
-    agent = os.fork()
-    if agent == 0:
-        die_with_parent(guard)
-        os.close(watched)
-        return pulse
-    os.close(pulse)
-    if descriptor is not None:
-        os.close(descriptor)  # the launcher must see the agent's end of the socket close
-    frozen = _freezes(watched, invitation.lease_s * _FROZEN_SHARE)
-    if frozen:
-        kill(agent)
-    _, status = os.waitpid(agent, 0)
-    sweep_all()
-    if descriptor is None and status != 0:
-        code = os.waitstatus_to_exitcode(status)
-        how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
-        _report_death(invitation, name, "its agent was frozen" if frozen else f"its agent {how}")
-    os._exit(0)  # any other code would make some MPI launchers end the agents of all nodes
-
-
-def _freezes(pulse: int, limit_s: float) -> bool:
-    """Wait until the agent has ended, or has not beaten for a time; return whether it is the latter."""
-    limit = None  # what it imports before its first beat may come slowly
-    while select.select([pulse], [], [], limit)[0]:
-        if not os.read(pulse, 4096):
-            return False
-        limit = limit_s
-    return True
-
-
-def _report_death(invitation: Invitation, name: str, why: str) -> None:
-    line = _connect(invitation, None)
-    line.post(Died(name, why))
-    line.close()
 
 
 def _import_early() -> None:

@@ -28,7 +28,7 @@ class Capture:
 
     def take(self) -> str | None:
         """Return the last of what was written since the last time, and forget all of it."""
-        if not os.fstat(self.fileno()).st_size:
+        if not os.lseek(self.fileno(), 0, os.SEEK_END):  # a fifth of what `fstat` takes, after each task
             return None
         text = _tail(self.fileno())
         os.ftruncate(self.fileno(), 0)

@@ -1,4 +1,7 @@
-"""Messages between the launcher, its agent and the workers: pickles over a pair of connected sockets."""
+"""Messages between the launcher, its agent and the workers, over a pair of connected sockets.
+
+Most are pickles. Of one with a load, only what it says is pickled: its load follows as it is.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections import OrderedDict, deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from parsl_balsam.launcher.messages import Load, put_together, taken_apart
 from parsl_balsam.model.errors import BadMessage
 from parsl_balsam.model.payload import text_of
 
@@ -23,6 +27,15 @@ LONGEST = 1 << 32
 #: What every message starts with, so that what a task has written here by accident is not taken for a length.
 _START = b"\xb5msg"
 _HEAD = struct.Struct("<4sQ")
+
+#: What one with a load starts with. Its head is followed by how much of the rest is the pickle.
+_START_LADEN = b"\xb5ldn"
+_SAID = struct.Struct("<I")
+_HEAD_LADEN = struct.Struct("<4sQI")
+_MARKS = frozenset({_START, _START_LADEN})
+
+#: A load that is longer is neither copied when it is sent nor when it has come, bytes.
+_LARGE = 1 << 14
 _RECEIVE_BYTES = 1 << 16  # from twice as many on, malloc may ask the kernel for them, each time
 
 # As plain numbers: as members of an enum they are slow to combine.
@@ -47,7 +60,7 @@ class Channel:
         self._socket = sock
         self._received = bytearray()
         self._unheard: deque[Any] = deque()  # what has come with a message that `receive` has returned
-        self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent: deque[Load] = deque()
         self._lost_track = False  # of where messages start
         self._waiting = select.poll()
         self._waiting.register(sock, select.POLLIN)
@@ -58,8 +71,7 @@ class Channel:
 
     def post(self, message: object) -> None:
         """Queue a message; `flush` sends it."""
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        self._unsent.append(_HEAD.pack(_START, len(data)) + data)
+        self._unsent += _parts(message)
 
     def flush(self) -> bool:
         """Send what can be sent without waiting; return whether all is sent.
@@ -125,29 +137,39 @@ class Channel:
         start = 0
         while len(self._received) - start >= _HEAD.size:
             mark, length = _HEAD.unpack_from(self._received, start)
-            if mark != _START or length > LONGEST:
+            if mark not in _MARKS or length > LONGEST:
                 found.append(_no_head(mark, length))
                 self._lost_track = True
                 self._received.clear()
                 return found
-            end = start + _HEAD.size + length
+            begin, end = start + _HEAD.size, start + _HEAD.size + length
             if len(self._received) < end:
                 break
-            with memoryview(self._received) as view, view[start + _HEAD.size : end] as data:
-                found.append(unpickled(data))
-            start = end
+            if mark == _START_LADEN and length > _LARGE:
+                found.append(_read(mark, self._cut_out(begin, end)))
+                start = 0
+            else:
+                found.append(_read(mark, bytes(memoryview(self._received)[begin:end])))
+                start = end
         if start:
             del self._received[:start]
         return found
 
+    def _cut_out(self, begin: int, end: int) -> memoryview:
+        """Return some of what was received, in its place, and go on with what follows: that is little, or nothing."""
+        whole = self._received
+        self._received = whole[end:]
+        return memoryview(whole)[begin:end]
+
     def send(self, message: object) -> None:
         """Send a message and wait until it is on its way."""
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        if len(data) < 1 << 16:
-            self._socket.sendall(_HEAD.pack(_START, len(data)) + data)
-        else:
-            self._socket.sendall(_HEAD.pack(_START, len(data)))
-            self._socket.sendall(data)
+        parts = _parts(message)
+        while parts:
+            sent = self._socket.sendmsg(parts)
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts.pop(0))
+            if sent:
+                parts[0] = memoryview(parts[0])[sent:]
 
     def receive(self) -> Any:
         """Wait for a message and return it; a `BadMessage` if it cannot be read.
@@ -168,12 +190,47 @@ class Channel:
         self._socket.close()
 
 
+def _parts(message: object) -> list[Load]:
+    """Return what is sent for a message."""
+    said, load = taken_apart(message)
+    data = pickle.dumps(said, protocol=pickle.HIGHEST_PROTOCOL)
+    if load is None:
+        return [_HEAD.pack(_START, len(data)) + data]
+    head = _HEAD_LADEN.pack(_START_LADEN, _SAID.size + len(data) + len(load), len(data))
+    return [head + data, load] if len(load) > _LARGE else [b"".join((head, data, load))]
+
+
 def _only(data: bytes) -> Any:
     """Return the object of a message that comes alone and whole, as most do; None for anything else."""
     if len(data) < _HEAD.size:
         return None
     mark, length = _HEAD.unpack_from(data)
-    return unpickled(data[_HEAD.size :]) if mark == _START and length == len(data) - _HEAD.size else None
+    if length != len(data) - _HEAD.size or mark not in _MARKS:
+        return None
+    return _read(mark, data[_HEAD.size :])
+
+
+def _read(mark: bytes, content: Load) -> Any:
+    """Return the object of a message; a `BadMessage` if it cannot be read."""
+    if mark == _START:
+        return unpickled(content)
+    try:
+        (length,) = _SAID.unpack_from(content)
+    except struct.error as error:
+        return BadMessage(f"{len(content)} bytes are too few: {error}")
+    load = _SAID.size + length
+    return together(content[_SAID.size : load], content[load:])
+
+
+def together(said: Load, load: Load) -> Any:
+    """Return the message that has a load; a `BadMessage` if it cannot be read."""
+    found = unpickled(said)
+    if isinstance(found, BadMessage):
+        return found
+    try:
+        return put_together(found, load)
+    except Exception as error:
+        return BadMessage(f"an object of {type(found)} is no message with a load: {text_of(error)[:_SHOWN]}")
 
 
 def wait_for_room(selector: selectors.BaseSelector, line: HasFileno, full: bool) -> None:
@@ -184,7 +241,7 @@ def wait_for_room(selector: selectors.BaseSelector, line: HasFileno, full: bool)
         selector.modify(line, events, key.data)
 
 
-def unpickled(data: bytes | bytearray | memoryview) -> Any:
+def unpickled(data: Load) -> Any:
     """Return the object of a message; a `BadMessage` that tells why, if it cannot be read. It never raises."""
     try:
         return pickle.loads(data)
@@ -198,7 +255,7 @@ def complaint(message: object) -> str:
 
 
 def _no_head(mark: bytes, length: int) -> BadMessage:
-    if mark != _START:
+    if mark not in _MARKS:
         return BadMessage(f"no message starts with {mark!r}")
     return BadMessage(f"a message of {length} bytes is longer than any: the limit is {LONGEST}")
 

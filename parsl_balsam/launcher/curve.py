@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import pickle
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,14 +18,19 @@ import zmq
 import zmq.auth.thread
 from zmq.utils.monitor import recv_monitor_message
 
-from parsl_balsam.launcher.channel import LONGEST, unpickled
-from parsl_balsam.model.errors import BadMessage
+from parsl_balsam.launcher.channel import LONGEST, together, unpickled
+from parsl_balsam.launcher.invitation import Invitation
+from parsl_balsam.launcher.messages import Load, taken_apart
+from parsl_balsam.model.errors import AllocationError, BadMessage
 
 #: Longest wait for a TCP connection to one address, seconds.
 _CONNECT_S = 2.0
 
 #: Agents that cannot be reached any more keep their last messages for so long when the launcher closes, milliseconds.
 _LINGER_MS = 1000
+
+#: How long an agent tries to reach its launcher, seconds.
+_REACH_S = 120.0
 
 
 class Hub:
@@ -70,7 +76,7 @@ class Hub:
     def post(self, agent: bytes, message: object) -> bool:
         """Send a message; return False if there is no connection to that agent."""
         try:
-            self._socket.send_multipart([agent, pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)])
+            self._socket.send_multipart([agent, *_parts(message)])
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
@@ -88,8 +94,7 @@ class Hub:
                 agent, *parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return found
-            whole = len(parts) == 1
-            found.append((agent, unpickled(parts[0]) if whole else BadMessage(f"a message has {len(parts)} parts")))
+            found.append((agent, _read(parts)))
 
     def close(self) -> None:
         """Close all lines."""
@@ -139,7 +144,7 @@ class Line:
 
     def post(self, message: object) -> None:
         """Send a message."""
-        self._socket.send(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+        self._socket.send_multipart(_parts(message))
 
     def flush(self) -> bool:
         """Do nothing: messages are on their way already."""
@@ -156,7 +161,7 @@ class Line:
         found: list[Any] = []
         while True:
             try:
-                found.append(unpickled(self._socket.recv(zmq.NOBLOCK)))
+                found.append(_read(self._socket.recv_multipart(zmq.NOBLOCK)))
             except zmq.Again:
                 break
         if not found and self._breaks.poll(0):
@@ -170,6 +175,46 @@ class Line:
         self._breaks.close()  # the context waits for it, too
         self._socket.close()
         self._context.term()
+
+
+def connect(invitation: Invitation, name: bytes | None) -> Line:
+    """Return a line to the launcher of a block, as soon as it can be reached.
+
+    Parameters
+    ----------
+    name
+        As of `Line`.
+
+    Raises
+    ------
+    AllocationError
+        If it cannot be reached for long.
+    """
+    until = time.monotonic() + _REACH_S
+    while (endpoint := reachable(invitation.endpoints)) is None:
+        if time.monotonic() >= until:
+            tried = ", ".join(f"{host}:{port}" for host, port in invitation.endpoints)
+            raise AllocationError(
+                f"the launcher cannot be reached from {socket.gethostname()} at {tried}. "
+                "Set the executor's 'address' to a name of the block's first node that the others can reach."
+            )
+        time.sleep(1.0)
+    keys = (invitation.server_key, invitation.client_key, invitation.client_secret)
+    return Line(endpoint, name, *(key.encode() for key in keys))
+
+
+def _parts(message: object) -> list[Load]:
+    """Return what is sent for a message."""
+    said, load = taken_apart(message)
+    data = pickle.dumps(said, protocol=pickle.HIGHEST_PROTOCOL)
+    return [data] if load is None else [data, load]
+
+
+def _read(parts: Sequence[bytes]) -> Any:
+    """Return the object of a message; a `BadMessage` if it cannot be read."""
+    if len(parts) == 1:
+        return unpickled(parts[0])
+    return together(*parts) if len(parts) == 2 else BadMessage(f"a message has {len(parts)} parts")
 
 
 def reachable(endpoints: Sequence[tuple[str, int]]) -> tuple[str, int] | None:

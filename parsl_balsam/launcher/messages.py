@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from operator import attrgetter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.resources import Launch
@@ -14,7 +13,7 @@ from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
 #: Of the messages below. An agent of another one is refused, so it must change with whatever one of them has or means.
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: Environment variable by which the processes of a parallel task are known on every node of its placement.
 MARK = "BALSAM_RANK_OF"
@@ -27,14 +26,8 @@ LEASE_SHARE = 0.9
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
-_Message = TypeVar("_Message")
-
-
-def _by_position(cls: type[_Message]) -> type[_Message]:
-    """Have a dataclass of several fields pickled as a call of it: the ways of those with slots are slow."""
-    values = attrgetter(*(each.name for each in fields(cls)))  # type: ignore[arg-type]
-    cls.__reduce__ = lambda self: (cls, values(self))  # type: ignore[method-assign]
-    return cls
+#: What is passed on as it is, however long: arguments, or a result.
+Load = bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +54,7 @@ class Ranks:
         return Path(self.directory) / f"ended-{self.mark}"
 
 
-@_by_position
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """Launcher to agent, and agent to worker: run a task."""
 
     task_id: int
@@ -72,7 +63,7 @@ class Start:
     pin: bool  #: whether the cores are real, so that the worker may be bound to them
     function: bytes  #: digest
     body: bytes | None  #: the function, where the receiver does not have it
-    payload: bytes
+    payload: Load
     timeout_s: float | None
     stderr: str | None  #: the file its stderr is redirected to
     nodes: tuple[str, ...] = ()  #: of its placement, in order
@@ -161,47 +152,49 @@ class Farewell:
     """Launcher to agent: end all tasks, and yourself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """Worker to agent, and agent to launcher: a task is over and everything it started on this node is gone."""
 
     task_id: int
     outcome: Outcome
-    payload: bytes | None = None
+    payload: Load | None = None
     exit_code: int | None = None
     signal: int | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = Usage()
     error: str | None = None
     output: str | None = None
     stderr_tail: str | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., Ended], tuple[Any, ...]]:
-        # Built-in types alone: there are as many of these as tasks, and enums and dataclasses take long to pickle.
-        return _ended, (
-            self.task_id,
-            self.outcome.value,
-            self.payload,
-            self.exit_code,
-            self.signal,
-            self.usage.peak_memory,
-            self.usage.cpu_time,
-            self.error,
-            self.output,
-            self.stderr_tail,
-        )
+
+def taken_apart(message: object) -> tuple[object, Load | None]:
+    """Return what a message says, and its load: None for one of those that never have any.
+
+    There are as many starts and ends as tasks, and an agent passes them all on. Classes take long to pickle, so these
+    are built-in values; and a load need not be looked at on its way.
+    """
+    if type(message) is Start:
+        return ("start", *message[:6], *message[7:]), message.payload
+    if type(message) is Ended:
+        task_id, outcome, payload, exit_code, signal, usage, *texts = message
+        loaded = payload is not None
+        said = ("ended", task_id, outcome.value, loaded, exit_code, signal, usage.peak_memory, usage.cpu_time, *texts)
+        return said, payload or b""
+    return message, None
 
 
-def _ended(
-    task_id: int,
-    outcome: str,
-    payload: bytes | None,
-    exit_code: int | None,
-    signal: int | None,
-    peak_memory: int | None,
-    cpu_time: float | None,
-    error: str | None,
-    output: str | None,
-    stderr_tail: str | None,
-) -> Ended:
+def put_together(said: Any, load: Load) -> Start | Ended:
+    """Return the message of which `taken_apart` has made this.
+
+    Raises
+    ------
+    Exception
+        If it is nothing that it makes.
+    """
+    kind, *values = said
+    if kind == "start":
+        return Start._make([*values[:6], load, *values[6:]])
+    if kind != "ended":
+        raise ValueError(f"no message is called {kind!r}")
+    task_id, outcome, loaded, exit_code, signal, peak_memory, cpu_time, *texts = values
     usage = Usage(peak_memory, cpu_time)
-    return Ended(task_id, _OUTCOMES[outcome], payload, exit_code, signal, usage, error, output, stderr_tail)
+    return Ended(task_id, _OUTCOMES[outcome], load if loaded else None, exit_code, signal, usage, *texts)

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -98,7 +98,7 @@ class Workers:
         self._by_task[start.task_id] = chosen
         try:
             needed = None if known else body
-            chosen.channel.send(start if start.body is needed else replace(start, body=needed))
+            chosen.channel.send(start if start.body is needed else start._replace(body=needed))
         except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
             pass
 
@@ -197,7 +197,7 @@ class Workers:
             sender.until = None
             self._idle.append(sender)
             output = sender.capture.take()
-            self._report(ended if output is None else replace(ended, output=output))
+            self._report(ended if output is None else ended._replace(output=output))
 
     def _distrust(self, sender: _Worker, why: str) -> None:
         """End a worker that sent what is no message: its task, or one before, has written to the worker's socket."""
@@ -227,8 +227,7 @@ class Workers:
             code = os.waitstatus_to_exitcode(status)
             ended = dead.verdict or Ended(dead.task.task_id, Outcome.CRASH, error=_cause(code))
             self._held_back.append(
-                replace(
-                    ended,
+                ended._replace(
                     exit_code=code if code >= 0 and dead.verdict is None else None,
                     signal=-code if code < 0 and dead.verdict is None else None,
                     usage=used,

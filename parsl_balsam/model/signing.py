@@ -63,7 +63,7 @@ class Signer:
         """
         return bytes(self._open(_of_call(task), task.payload, f"the call of task {task.task_id}"))
 
-    def seal_result(self, task: ClaimedTask, payload: bytes) -> bytes:
+    def seal_result(self, task: ClaimedTask, payload: bytes | memoryview) -> bytes:
         """Return what became of a task, sealed."""
         return self._seal(_of_result(task.key, task.occurrence), payload)
 
@@ -94,7 +94,7 @@ class Signer:
             raise UntrustedPayload(f"what the launchers of this run are told is not signed with your key. {_ADVICE}")
         return text
 
-    def _seal(self, what: tuple[bytes, ...], payload: bytes) -> bytes:
+    def _seal(self, what: tuple[bytes, ...], payload: bytes | memoryview) -> bytes:
         return b"".join((_MAGIC, self._sign(what, payload), payload))
 
     def _open(self, what: tuple[bytes, ...], sealed: bytes, shown: str) -> memoryview:

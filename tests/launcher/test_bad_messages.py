@@ -129,13 +129,13 @@ def test_worker_that_hears_garbage_ends(data: bytes) -> None:
 IMPOSTOR = """
 import os, pickle, sys, time, zmq
 from pathlib import Path
-from parsl_balsam.launcher.agent import _connect
+from parsl_balsam.launcher.curve import connect
 from parsl_balsam.launcher.invitation import Invitation
 from parsl_balsam.launcher.messages import *
 from parsl_balsam.launcher.node import this_node
 
 invitation = Invitation.read(Path(sys.argv[-1]))
-line = _connect(invitation, b"n1")
+line = connect(invitation, b"n1")
 hello = Hello(this_node("n1", "n1", 2, 0))
 {says}
 while True:

@@ -22,7 +22,7 @@ from parsl_balsam.db.login import Login
 from parsl_balsam.launcher.allocation import Allocation, detect, parse_slurm_end
 from parsl_balsam.launcher.channel import LONGEST, Channel
 from parsl_balsam.launcher.invitation import Invitation
-from parsl_balsam.launcher.messages import Beat, Ended, Farewell, Kill
+from parsl_balsam.launcher.messages import Beat, Ended, Farewell, Kill, Start
 from parsl_balsam.launcher.rank_files import RankResult, read_call, read_results, write_call, write_result
 from parsl_balsam.launcher.reach import Reached
 from parsl_balsam.model.errors import (
@@ -182,7 +182,7 @@ def test_end_in_the_middle_of_a_message_is_an_end(length: int, cuts: list[int]) 
 def test_garbage_between_messages_is_told_once_and_ends_all(garbage: bytes, after: int, cuts: list[int]) -> None:
     before = framed(*MESSAGES[:after])
     data = before + garbage + framed(*MESSAGES)
-    if garbage.startswith(framed(Farewell())[:4]):
+    if garbage.startswith((framed(Farewell())[:4], framed(MESSAGES[-1])[:4])):
         return
     found = heard(data, [min(cut, len(data)) for cut in cuts])
     assert found[:-1] == MESSAGES[:after]
@@ -236,6 +236,33 @@ def packed(data: bytes) -> bytes:
 def test_content_that_is_no_pickle_does_not_hide_what_follows(content: bytes) -> None:
     found = heard(packed(content) + framed(Beat(2.0)), [])
     assert found[1:] == [Beat(2.0)]
+
+
+LADEN = framed(Ended(3, Outcome.DONE, b"result"))
+
+
+def laden(content: bytes) -> bytes:
+    """Return bytes as the content of a message that has a load."""
+    return LADEN[:4] + struct.pack("<Q", len(content)) + content
+
+
+@pytest.mark.usefixtures("little_memory")
+@quick
+@given(st.binary(max_size=200) | changed_bytes(LADEN[12:]))
+@example(b"")
+@example(b"\xff\xff\xff\xff")
+def test_damaged_message_with_a_load_does_not_hide_what_follows(content: bytes) -> None:
+    found = heard(laden(content) + framed(Beat(2.0)), [])
+    assert found[1:] == [Beat(2.0)]
+    assert type(found[0]) in (BadMessage, Start, Ended)
+
+
+@pytest.mark.parametrize("said", [None, (), 7, "start", ("start",), ("ended", 3), ("other", 3), Farewell()])
+def test_load_without_its_message_is_refused(said: object) -> None:
+    data = pickle.dumps(said)
+    bad, good = heard(laden(struct.pack("<I", len(data)) + data + b"load") + framed(Beat(2.0)), [])
+    assert "is no message with a load" in str(bad)
+    assert good == Beat(2.0)
 
 
 class Bomb:

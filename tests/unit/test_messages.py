@@ -25,6 +25,8 @@ from parsl_balsam.launcher.messages import (
     Recall,
     Returned,
     Start,
+    put_together,
+    taken_apart,
 )
 from parsl_balsam.launcher.pool import Node
 from parsl_balsam.model.resources import Launch
@@ -50,18 +52,30 @@ MESSAGES: list[Any] = [
 ]
 
 
+def defaults(message: Any) -> dict[str, Any]:
+    """Return the default of each field of a message; None where it has none."""
+    if isinstance(message, tuple):
+        return {**dict.fromkeys(message._fields), **message._field_defaults}  # type: ignore[attr-defined]
+    return {each.name: None if each.default is MISSING else each.default for each in fields(message)}
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_every_field_arrives(message: Any) -> None:
-    for each in fields(message):
-        default = each.default_factory() if each.default_factory is not MISSING else each.default
-        assert getattr(message, each.name) != default, f"this test would not notice that {each.name} is lost"
-    arrived = pickle.loads(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+    for name, default in defaults(message).items():
+        assert getattr(message, name) != default, f"this test would not notice that {name} is lost"
+    said, load = taken_apart(message)
+    arrived = pickle.loads(pickle.dumps(said, protocol=pickle.HIGHEST_PROTOCOL))
+    if load is not None:
+        assert type(said) is tuple
+        assert load not in said
+        arrived = put_together(arrived, load)
     assert (type(arrived), arrived) == (type(message), message)
 
 
 @pytest.mark.parametrize("outcome", Outcome)
 def test_outcomes_are_the_members_themselves(outcome: Outcome) -> None:
-    assert pickle.loads(pickle.dumps(Ended(7, outcome))).outcome is outcome
+    assert put_together(taken_apart(Ended(7, outcome))[0], b"") == Ended(7, outcome)
+    assert put_together(taken_apart(Ended(7, outcome))[0], b"").outcome is outcome
 
 
 def test_what_is_queued_is_sent_together() -> None:
@@ -93,3 +107,32 @@ def test_what_does_not_fit_is_sent_later(length: int, count: int) -> None:
         found += reader.messages()
         assert found == messages
         assert waits > 0
+
+
+@pytest.mark.parametrize("length", [0, 100, 20_000, 1 << 20])
+def test_load_is_passed_on_as_it_is(length: int) -> None:
+    load = b"no pickle: " + os.urandom(length)
+    message: Any = Start(7, 2, (0,), True, b"digest", None, load, None, None)
+    for _ in range(3):  # from one process to the next
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            sender, reader = Channel(ours), Channel(theirs)
+            sender.post(Beat(1.0))
+            sender.post(message)
+            sender.post(Beat(2.0))
+            found: list[Any] = []
+            while len(found) < 3:
+                sender.flush()
+                found += reader.messages()
+        assert found == [Beat(1.0), Start(7, 2, (0,), True, b"digest", None, load, None, None), Beat(2.0)]
+        message = found[1]
+    # Of a large one nobody makes a copy.
+    assert type(message.payload) is (memoryview if length > 1 << 14 else bytes)
+
+
+@pytest.mark.parametrize("load", [None, b"", b"result"])
+def test_no_load_is_told_from_an_empty_one(load: bytes | None) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Channel(ours).send(Ended(7, Outcome.DONE, load))
+        assert Channel(theirs).receive() == Ended(7, Outcome.DONE, load)
