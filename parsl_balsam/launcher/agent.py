@@ -103,7 +103,7 @@ class Agent:
         self._cleaning: dict[int, str] = {}
         self._clean_at = float("inf")
         self._beat_at = 0.0
-        self._lease_until = float("inf")
+        self._lease_until = 0.0
         self._unanswered = 0  # beats since the launcher was last heard
 
     def run(self, node: Node) -> NoReturn:
@@ -118,7 +118,7 @@ class Agent:
             self._selector.register(self._line.alarm(), selectors.EVENT_READ, self._hear_launcher)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._hear_alarm)
         _import_early()
-        self._lease_until = time.monotonic() + self._lease_s * LEASE_SHARE
+        self._extend(time.monotonic() + self._lease_s * LEASE_SHARE)
         self._line.post(Hello(node))
         code = 0
         try:
@@ -146,6 +146,10 @@ class Agent:
         if not self._dismissed and self._give_up and 0 < node.index <= _GIVE_UP_AGENTS:
             subprocess.run(self._give_up, stdin=subprocess.DEVNULL, timeout=_GIVE_UP_S, check=False)
         os._exit(code)
+
+    def _extend(self, until: float) -> None:
+        self._lease_until = until
+        self._workers.lease.extend(until)
 
     def _pause(self) -> float:
         now = time.monotonic()
@@ -187,14 +191,14 @@ class Agent:
             elif isinstance(message, Kill):
                 self._kill(message)
             elif isinstance(message, Recall):
-                if self._lanes.waits(message.task_id):
+                if self._lanes.waits(message.task_id) and self._workers.take_back(message.task_id):
                     self._lanes.end(message.task_id)
                     self._line.post(Returned(message.task_id))
             elif isinstance(message, Clean):
                 self._cleaning[message.task_id] = message.mark
                 self._clean_at = 0.0
             elif isinstance(message, Lease):
-                self._lease_until = message.beat_at + message.seconds
+                self._extend(message.beat_at + message.seconds)
                 self._expired = self._expired and time.monotonic() >= self._lease_until
                 self._begin_held()
             elif isinstance(message, Farewell):
@@ -205,18 +209,25 @@ class Agent:
 
     def _start(self, start: Start) -> None:
         body = self._workers.learn(start)
-        if start.behind and self._lanes.busy(start.cores):
+        first = self._lanes.first(start.cores)
+        if start.behind and first is not None:
             self._lanes.line_up(start.cores, start.task_id, (start, body))
+            self._workers.hand_over(first, self._lanes.behind(first))
         else:
             self._lanes.begin(start.cores, start.task_id)
             self._begin(start, body)
 
     def _begin(self, start: Start, body: bytes | None) -> None:
-        if time.monotonic() >= self._lease_until:
+        over = time.monotonic() >= self._lease_until
+        if over and self._workers.take_back(start.task_id):
             # It was on its way while nothing was heard of the launcher: no lease follows if that gave this node up.
             self._held[start.task_id] = (start, body)
+            return
+        self._workers.start(start, body)
+        if over:  # its worker has begun it by itself
+            self._expired = False  # all that run are told to end, once more
         else:
-            self._workers.start(start, body)
+            self._workers.hand_over(start.task_id, self._lanes.behind(start.task_id))
 
     def _begin_held(self) -> None:
         held, self._held = self._held, {}
@@ -224,7 +235,8 @@ class Agent:
             self._begin(start, body)
 
     def _kill(self, order: Kill) -> None:
-        if self._held.pop(order.task_id, None) or self._lanes.waits(order.task_id):
+        waits = self._lanes.waits(order.task_id) and self._workers.take_back(order.task_id)
+        if self._held.pop(order.task_id, None) or waits:
             self._report(Ended(order.task_id, order.outcome, error=order.why))
         else:
             self._workers.kill(order.task_id, order.outcome, order.why)

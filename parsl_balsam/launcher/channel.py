@@ -281,6 +281,9 @@ class RecentlyUsed:
                 self._values.popitem(last=False)
         return known
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._values
+
     def __getitem__(self, key: bytes) -> Any:
         return self._values[key]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -29,6 +29,15 @@ class Lanes(Generic[T]):
         """Tell whether a task is behind another."""
         lane = self._lane.get(task_id)
         return lane is not None and self._first[lane] != task_id
+
+    def first(self, cores: Hashable) -> int | None:
+        """Return the task that has these cores, if there is one."""
+        return self._first.get(cores)
+
+    def behind(self, task_id: int) -> Iterator[T]:
+        """Return what waits behind a task that has cores, in order."""
+        lane = self._lane.get(task_id)
+        return (task for _, task in self._behind.get(lane, ()))
 
     def length(self, task_id: int) -> int:
         """Return how many wait behind a task that has cores."""

@@ -70,6 +70,7 @@ class Start(NamedTuple):
     gpus: tuple[str, ...] = ()  #: those of this node that it may use
     ranks: Ranks | None = None  #: None for a task of one process
     behind: bool = False  #: it is sent ahead: it starts when those sent before it for the same cores are over
+    ticket: int = 0  #: which its worker must find, see `parsl_balsam.launcher.tickets`; 0 if it is to begin at once
 
 
 @dataclass(frozen=True, slots=True)

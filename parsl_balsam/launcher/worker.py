@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from parsl_balsam.launcher import gpus
-from parsl_balsam.launcher.capture import tail_of_file
+from parsl_balsam.launcher.capture import Capture, tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
 from parsl_balsam.launcher.processes import has_children, kill, sweep_all
 from parsl_balsam.launcher.program import MeteredPopen
 from parsl_balsam.launcher.ranks import OnEveryRank, enter, launch_of
+from parsl_balsam.launcher.tickets import SharedLease, Tickets
 from parsl_balsam.launcher.usage import Meter
 from parsl_balsam.model.errors import BadMessage, NotSerializable, TaskCrashed, UnreadablePayload
 from parsl_balsam.model.layers import dress
@@ -33,8 +34,17 @@ _CHECKED_BYTES = 1 << 20
 _LONGEST_ERROR = 64 * 1024
 
 
-def serve(channel: Channel) -> NoReturn:
+def serve(channel: Channel, capture: Capture, tickets: Tickets, lease: SharedLease) -> NoReturn:
     """Run calls until the agent is gone.
+
+    Parameters
+    ----------
+    capture
+        What stdout and stderr are.
+    tickets
+        Those of calls that the agent may take back.
+    lease
+        Without which none of these begins.
 
     Raises
     ------
@@ -54,7 +64,15 @@ def serve(channel: Channel) -> NoReturn:
             os._exit(0)
         if type(start) is not Start:
             raise BadMessage(f"its agent sent what cannot be read: {complaint(start)}")
-        channel.send(worker.run(start))
+        if start.ticket:
+            lease.wait()
+            if not tickets.take(start.ticket):
+                worker.pass_over(start)
+                continue
+        ended = worker.run(start)
+        # Before the next call, which may be here already, prints anything.
+        output = capture.take()
+        channel.send(ended if output is None else ended._replace(output=output))
 
 
 class _Worker:
@@ -85,6 +103,18 @@ class _Worker:
                 pass
         self._leave()
         return ended
+
+    def pass_over(self, start: Start) -> None:
+        """Leave a call alone that was taken back, and keep its function: it is not sent again."""
+        self._functions.use(start.function)
+        try:
+            self._learn(start)
+        except UnreadablePayload:  # those that need it say so
+            pass
+
+    def _learn(self, start: Start) -> None:
+        if start.body is not None:
+            self._functions[start.function] = (decode(start.body), start.body)
 
     def _enter(self, start: Start) -> None:
         if start.pin and start.cores != self._cores:
@@ -132,8 +162,7 @@ class _Worker:
     def _call(self, start: Start) -> tuple[Any, BaseException | None]:
         """Run the call; return what it returned, or the exception that kept it from returning."""
         try:
-            if start.body is not None:
-                self._functions[start.function] = (decode(start.body), start.body)
+            self._learn(start)
             known = self._functions[start.function]
             if known is None:
                 raise UnreadablePayload("the function of this task could not be read back when it was first needed")

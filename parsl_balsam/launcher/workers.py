@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
 from parsl_balsam.launcher.processes import close_sockets, descendants, die_with_parent, inherit_orphans, kill, sweep
 from parsl_balsam.launcher.rank_files import forbid
+from parsl_balsam.launcher.tickets import SharedLease, Tickets
 from parsl_balsam.model.states import Outcome
 from parsl_balsam.model.tasks import Usage
 
@@ -29,15 +31,23 @@ _RELIEF_S = 1.0
 #: How long an MPI launcher has to end its ranks when its task is stopped, seconds. What is left then is killed.
 _MERCY_S = 2.0
 
+#: A worker has so many tasks at most that it may begin by itself, and none is longer, bytes: they must find room in its
+#: socket while it does not read, for the agent would wait until it does.
+_MOST_AHEAD = 16
+_LONGEST_AHEAD = 1 << 11
+
 
 @dataclass(slots=True)
 class _Worker:
     pid: int
     channel: Channel
     capture: Capture
+    tickets: Tickets = field(default_factory=Tickets)
+    ahead: dict[int, int] = field(default_factory=dict)  #: tasks that it begins by itself after its own: their tickets
     functions: RecentlyUsed = field(default_factory=RecentlyUsed)
     cores: tuple[int, ...] = ()  #: of its last task
     task: Start | None = None
+    ticket: int = 0  #: of this task, if the worker had it before it was to begin
     until: float | None = None  #: when its task is to be killed, on the monotonic clock
     verdict: Ended | None = None  #: what to report once it is dead, where the agent killed it
 
@@ -67,7 +77,10 @@ class Workers:
         self._workers: dict[int, _Worker] = {}
         self._idle: list[_Worker] = []
         self._by_task: dict[int, _Worker] = {}
+        self._ahead: dict[int, _Worker] = {}  # of the tasks that these may begin, or have begun
         self._bodies = RecentlyUsed()
+        #: Until when they may begin what was handed over to them.
+        self.lease = SharedLease()
         self._held_back: list[Ended] = []  # reports of tasks whose processes are not all gone yet
         self._orphans = False
         self._relieve_at = time.monotonic() + _RELIEF_S
@@ -90,17 +103,58 @@ class Workers:
 
     def start(self, start: Start, body: bytes | None) -> None:
         """Run a task, with its function."""
-        chosen = self._idle_on(start.cores) or self._fork()
-        known = chosen.functions.use(start.function)
+        holder = self._ahead.pop(start.task_id, None)
+        ticket = 0
+        if holder is not None:
+            ticket = holder.ahead.pop(start.task_id)
+            if self._idle and self._idle[-1] is holder:  # it has just told of its own task's end
+                self._idle.pop()
+        chosen = holder or self._idle_on(start.cores) or self._fork()
         chosen.task = start
+        chosen.ticket = ticket
         chosen.cores = start.cores
         chosen.until = None if start.timeout_s is None else time.monotonic() + start.timeout_s
         self._by_task[start.task_id] = chosen
-        try:
-            needed = None if known else body
-            chosen.channel.send(start if start.body is needed else start._replace(body=needed))
-        except OSError:  # it died while idle: SIGCHLD tells, and the task counts as crashed
-            pass
+        if holder is None:
+            _send_start(chosen, start, body)
+
+    def hand_over(self, task_id: int, following: Iterable[tuple[Start, bytes | None]]) -> None:
+        """Let the worker of a task begin those that follow without being told again: nobody need wake it up for them.
+
+        Parameters
+        ----------
+        following
+            In order. It may have the first of them already.
+        """
+        holder = self._by_task.get(task_id)
+        if holder is None or holder.verdict is not None:
+            return
+        for start, body in islice(following, len(holder.ahead), _MOST_AHEAD):
+            new = 0 if start.function in holder.functions else len(body or b"")
+            if len(start.payload) + new + len(start.stderr or "") > _LONGEST_AHEAD:
+                return
+            holder.ahead[start.task_id] = ticket = holder.tickets.issue()
+            self._ahead[start.task_id] = holder
+            _send_start(holder, start._replace(ticket=ticket), body)
+
+    def take_back(self, task_id: int) -> bool:
+        """Tell whether a task has not begun, and does not unless it is started. Others that wait come back with it."""
+        holder = self._ahead.get(task_id)
+        if holder is not None:
+            self._take_back_from(holder)
+        return task_id not in self._ahead
+
+    def _take_back_from(self, holder: _Worker) -> None:
+        """Keep a worker from beginning tasks by itself. Those that remain it has begun, after the end of its own."""
+        free = holder.tickets.take_back() if holder.ahead else ()
+        for task_id, ticket in list(holder.ahead.items()):
+            if ticket in free:
+                del holder.ahead[task_id]
+                del self._ahead[task_id]
+        if holder.task is not None and holder.ticket in free:
+            # It was about to begin this one, which is its own by now: it gets it once more. It has the function.
+            holder.ticket = 0
+            _send_start(holder, holder.task, None)
 
     def _idle_on(self, cores: tuple[int, ...]) -> _Worker | None:
         """Return an idle worker, if there is one; best one that is bound to these cores: to bind one takes time."""
@@ -117,6 +171,9 @@ class Workers:
         gently
             Whether an MPI launcher is given the time to end its ranks by itself.
         """
+        # Otherwise one that the worker has begun meanwhile would be killed for one that is over.
+        if (holder := self._by_task.get(task_id) or self._ahead.get(task_id)) is not None:
+            self._catch_up(holder)
         victim = self._by_task.get(task_id)
         if victim is None or victim.verdict is not None:
             return
@@ -171,6 +228,7 @@ class Workers:
             # Looked at before it is waited for: until then its pid, and its process group, cannot be anyone else's.
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 kill(pid)
+                self._catch_up(self._workers[pid])
                 _, status, used = os.wait4(pid, 0)
                 self._bury(self._workers.pop(pid), status, usage.of_dead_worker(used))
         self._sweep()
@@ -181,7 +239,7 @@ class Workers:
         try:
             messages = sender.channel.messages()
         except EOFError:  # its death is reported by SIGCHLD
-            self._selector.unregister(sender.channel)
+            self._ignore(sender)
             return
         for ended in messages:
             if type(ended) is not Ended or (sender.task and sender.task.task_id != ended.task_id):
@@ -196,12 +254,28 @@ class Workers:
             sender.task = None
             sender.until = None
             self._idle.append(sender)
-            output = sender.capture.take()
-            self._report(ended if output is None else ended._replace(output=output))
+            self._report(ended)
+
+    def _catch_up(self, holder: _Worker) -> None:
+        """Take back what a worker has not begun by itself, and hear of the ends after which it has begun the others."""
+        while True:
+            self._take_back_from(holder)
+            last = holder.task
+            if holder.ahead:
+                self._hear(holder)  # it may be given others
+            if holder.task is last:
+                return
+
+    def _ignore(self, sender: _Worker) -> None:
+        try:
+            self._selector.unregister(sender.channel)
+        except KeyError:  # it is ignored already
+            pass
 
     def _distrust(self, sender: _Worker, why: str) -> None:
         """End a worker that sent what is no message: its task, or one before, has written to the worker's socket."""
-        self._selector.unregister(sender.channel)
+        self._ignore(sender)
+        self._take_back_from(sender)
         if sender in self._idle:
             self._idle.remove(sender)
         if sender.task is not None and sender.verdict is None:
@@ -236,47 +310,57 @@ class Workers:
                 )
             )
             del self._by_task[dead.task.task_id]
-        try:
-            self._selector.unregister(dead.channel)
-        except KeyError:
-            pass
+        for task_id in dead.ahead:  # it may have begun them: what it said of that cannot be read
+            del self._ahead[task_id]
+            self._held_back.append(Ended(task_id, Outcome.CRASH, error=_cause(os.waitstatus_to_exitcode(status))))
+        dead.ahead.clear()
+        self._ignore(dead)
         dead.channel.close()
         dead.capture.close()
+        dead.tickets.close()
 
     def _fork(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        capture = Capture()
+        born = _Worker(0, Channel(ours), Capture())
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(theirs, capture, parent)
+        born.pid = os.fork()
+        if born.pid == 0:
+            self._become_worker(theirs, born, parent)
         theirs.close()
-        born = _Worker(pid, Channel(ours), capture)
-        self._workers[pid] = born
+        self._workers[born.pid] = born
         self._selector.register(born.channel, selectors.EVENT_READ, lambda: self._hear(born))
         return born
 
-    def _become_worker(self, sock: socket.socket, capture: Capture, parent: int) -> NoReturn:
+    def _become_worker(self, sock: socket.socket, born: _Worker, parent: int) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             os.setsid()
             die_with_parent(parent)
             inherit_orphans()
-            os.dup2(capture.fileno(), 1)
-            os.dup2(capture.fileno(), 2)
+            os.dup2(born.capture.fileno(), 1)
+            os.dup2(born.capture.fileno(), 2)
             # Other workers' sockets must not be held open here, or their ends would go unnoticed.
             for other in self._workers.values():
                 other.channel.close()
                 other.capture.close()
-            for close in (*self._keep_out, capture.close):
+                other.tickets.close()
+            for close in (*self._keep_out, born.channel.close):
                 close()
             close_sockets(spare=sock.fileno())
-            worker.serve(Channel(sock))
+            worker.serve(Channel(sock), born.capture, born.tickets, self.lease)
         except BaseException as error:
             sys.stderr.write(f"worker: {error!r}\n")
             sys.stderr.flush()
         finally:
             os._exit(1)
+
+
+def _send_start(receiver: _Worker, start: Start, body: bytes | None) -> None:
+    needed = None if receiver.functions.use(start.function) else body
+    try:
+        receiver.channel.send(start if start.body is needed else start._replace(body=needed))
+    except OSError:  # it died: SIGCHLD tells, and its task counts as crashed
+        pass
 
 
 def _send(pid: int, number: signal.Signals) -> None:

@@ -385,6 +385,183 @@ def test_what_is_sent_ahead_survives_the_end_of_the_one_before(tmp_path: Path, k
         assert list(made.ends) == [task, *behind]
 
 
+def say(word: str) -> int:
+    """Print a word; return who has done it."""
+    print(word, flush=True)
+    return os.getpid()
+
+
+@contextmanager
+def frozen(agent: int) -> Iterator[None]:
+    """Let an agent stand still for a while."""
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(agent, signal.SIGCONT)
+
+
+@both
+@in_own_process
+def test_worker_goes_on_with_what_is_sent_ahead_though_its_agent_does_nothing(tmp_path: Path, kind: str) -> None:
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    with block(tmp_path, kind, ["n1"]) as made:
+        agent = made.agent_on("n1")
+        first = made.start("n1", wait_at, str(gate))
+        tasks = [made.start("n1", note, str(notes), str(number), behind=True) for number in range(5)]
+        made.call("n1", int)  # by then the agent has seen them all
+        with frozen(agent):
+            open_gate(gate)
+            wait_for(lambda: notes.exists() and len(notes.read_text().split()) == 5, "all to be run")
+        assert made.end_of(tasks[-1]).outcome is Outcome.DONE
+        assert [task for task in made.ends if task in {first, *tasks}] == [first, *tasks]
+        assert notes.read_text().split() == ["0", "1", "2", "3", "4"]
+
+
+@both
+@in_own_process
+def test_output_of_what_follows_at_once_is_its_own(tmp_path: Path, kind: str) -> None:
+    gate = tmp_path / "gate"
+    with block(tmp_path, kind, ["n1"]) as made:
+        made.start("n1", wait_at, str(gate))
+        tasks = [made.start("n1", say, str(number), behind=True) for number in range(20)]
+        open_gate(gate)
+        ends = [made.end_of(task) for task in tasks]
+        assert [ended.output for ended in ends] == [f"{number}\n" for number in range(20)]
+        assert len({decode(ended.payload or b"") for ended in ends}) == 1
+
+
+@both
+@in_own_process
+def test_task_that_is_over_is_not_stopped_in_the_person_of_the_next(tmp_path: Path, kind: str) -> None:
+    gate, file, notes = tmp_path / "gate", tmp_path / "holding", tmp_path / "notes"
+    with block(tmp_path, kind, ["n1"]) as made:
+        agent = made.agent_on("n1")
+        first = made.start("n1", wait_at, str(gate))
+        second = made.start("n1", note, str(notes), "second", behind=True)
+        third = made.start("n1", hold, str(file), behind=True)
+        fourth = made.start("n1", note, str(notes), "fourth", behind=True)
+        made.call("n1", int)
+        with frozen(agent):
+            open_gate(gate)
+            wait_for(file.exists, "the third task to begin")
+            for task in (first, second):
+                made.agents.post("n1", Kill(task, Outcome.CANCELLED, "stopped: not needed"))
+            made.agents.flush()
+        assert [made.end_of(task).outcome for task in (first, second)] == [Outcome.DONE] * 2
+        assert made.call("n1", divmod, 17, 5) == (3, 2)
+        assert third not in made.ends
+        assert all(map(is_alive, map(int, file.read_text().split())))
+        made.agents.post("n1", Kill(third, Outcome.CANCELLED, "stopped: not needed"))
+        assert made.end_of(third).outcome is Outcome.CANCELLED
+        assert made.end_of(fourth).outcome is Outcome.DONE
+        assert notes.read_text().split() == ["second", "fourth"]
+
+
+@both
+@in_own_process
+def test_crash_is_of_the_task_that_the_worker_had_begun_by_itself(tmp_path: Path, kind: str) -> None:
+    gate, file, notes = tmp_path / "gate", tmp_path / "holding", tmp_path / "notes"
+    with block(tmp_path, kind, ["n1"]) as made:
+        agent = made.agent_on("n1")
+        first = made.start("n1", wait_at, str(gate))
+        second = made.start("n1", hold, str(file), behind=True)
+        third = made.start("n1", note, str(notes), "third", behind=True)
+        made.call("n1", int)
+        with frozen(agent):
+            open_gate(gate)
+            wait_for(file.exists, "the second task to begin")
+            pids = [int(pid) for pid in file.read_text().split()]
+            os.kill(pids[0], signal.SIGKILL)
+        assert made.end_of(third).outcome is Outcome.DONE
+        assert made.ends[first].outcome is Outcome.DONE
+        assert (made.ends[second].outcome, made.ends[second].signal) == (Outcome.CRASH, signal.SIGKILL)
+        assert not any(map(is_alive, pids))
+        assert notes.read_text().split() == ["third"]
+
+
+@both
+@in_own_process
+def test_task_that_its_worker_has_begun_is_not_given_back(tmp_path: Path, kind: str) -> None:
+    gate, file, notes = tmp_path / "gate", tmp_path / "holding", tmp_path / "notes"
+    with block(tmp_path, kind, ["n1"]) as made:
+        agent = made.agent_on("n1")
+        made.start("n1", wait_at, str(gate))
+        second = made.start("n1", hold, str(file), behind=True)
+        third = made.start("n1", note, str(notes), "third", behind=True)
+        made.call("n1", int)
+        with frozen(agent):
+            open_gate(gate)
+            wait_for(file.exists, "the second task to begin")
+            for task in (third, second):
+                made.agents.post("n1", Recall(task))
+            made.agents.flush()
+        made.until(lambda: made.returned, "a task to come back")
+        assert made.call("n1", divmod, 17, 5) == (3, 2)
+        assert made.returned == [third]
+        made.agents.post("n1", Kill(second, Outcome.CANCELLED, "stopped: not needed"))
+        assert made.end_of(second).outcome is Outcome.CANCELLED
+        assert made.call("n1", divmod, 17, 5) == (3, 2)
+        assert not notes.exists()
+
+
+@both
+@in_own_process
+def test_task_that_its_worker_has_begun_ends_with_the_lease(tmp_path: Path, kind: str) -> None:
+    gate, file, notes = tmp_path / "gate", tmp_path / "holding", tmp_path / "notes"
+    with block(tmp_path, kind, ["n1"], lease_s=2.0) as made:
+        first = made.start("n1", wait_at, str(gate))
+        second = made.start("n1", hold, str(file), behind=True)
+        third = made.start("n1", note, str(notes), "third", behind=True)
+        made.call("n1", int)
+        renewed_at = made.agents.lease_until - 2.0 * LEASE_SHARE
+        made.renews = False
+        open_gate(gate)
+        assert made.end_of(second).outcome is Outcome.ENDED
+        assert time.monotonic() < renewed_at + 2.0
+        assert made.ends[first].outcome is Outcome.DONE
+        made.until(lambda: time.monotonic() > renewed_at + 3.0, "the lease to be over for long")
+        assert not notes.exists()
+        made.renews = True
+        assert made.end_of(third).outcome is Outcome.DONE
+
+
+@both
+@in_own_process
+def test_worker_whose_agent_and_guard_are_frozen_begins_nothing_after_the_lease(tmp_path: Path, kind: str) -> None:
+    gate, over, notes = tmp_path / "gate", tmp_path / "over", tmp_path / "notes"
+    with block(tmp_path, kind, lease_s=SHORT_S) as made:
+        agent = made.agent_on("n1")
+        guard = psutil.Process(agent).ppid()
+        made.start("n1", wait_at, str(gate))
+        made.start("n1", wait_at, str(over), behind=True)
+        made.start("n1", note, str(notes), "too late", behind=True)
+        made.call("n1", int)
+        with frozen(guard), frozen(agent):
+            lease_until = made.agents.lease_until
+            open_gate(gate)
+            wait_for(lambda: time.monotonic() > lease_until, "the lease to be over")
+            open_gate(over)
+            time.sleep(0.3)
+            assert not notes.exists()
+            os.kill(agent, signal.SIGKILL)
+        node, _ = made.loss()
+        assert node == "n1"
+        assert not notes.exists()
+
+
+@both
+@in_own_process
+def test_what_is_large_waits_in_the_agent(tmp_path: Path, kind: str) -> None:
+    gate = tmp_path / "gate"
+    with block(tmp_path, kind, ["n1"]) as made:
+        made.start("n1", wait_at, str(gate))
+        tasks = [made.start("n1", len, bytes(1 << (2 * number)), behind=True) for number in range(13)]
+        assert made.call("n1", divmod, 17, 5) == (3, 2)  # the agent does not wait for the worker to read
+        open_gate(gate)
+        assert [decode(made.end_of(task).payload or b"") for task in tasks] == [4**number for number in range(13)]
+
+
 @both
 @in_own_process
 def test_killed_agent_is_named_and_its_tasks_end(tmp_path: Path, kind: str) -> None:

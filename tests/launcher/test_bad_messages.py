@@ -14,8 +14,10 @@ import pytest
 
 from parsl_balsam.launcher import agents as agents_module
 from parsl_balsam.launcher import curve as curve_module
+from parsl_balsam.launcher.capture import Capture
 from parsl_balsam.launcher.channel import LONGEST, Channel
 from parsl_balsam.launcher.messages import PROTOCOL, Beat
+from parsl_balsam.launcher.tickets import SharedLease, Tickets
 from parsl_balsam.model.errors import BadMessage
 from parsl_balsam.model.states import Outcome
 from tests.executor.parsl_runs import is_alive, wait_for
@@ -107,7 +109,7 @@ def test_worker_that_hears_garbage_ends(data: bytes) -> None:
             ours.close()
             from parsl_balsam.launcher import worker
 
-            worker.serve(Channel(theirs))
+            worker.serve(Channel(theirs), Capture(), Tickets(), SharedLease())
         except BadMessage:
             os._exit(7)
         finally:

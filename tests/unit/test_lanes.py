@@ -53,8 +53,10 @@ class Story(RuleBasedStateMachine):
         for cores, tasks in self.tasks.items():
             assert self.lanes.busy(cores) == bool(tasks)
             assert [self.lanes.waits(task) for task in tasks] == [number > 0 for number in range(len(tasks))]
+            assert self.lanes.first(cores) == (tasks[0] if tasks else None)
             if tasks:
                 assert self.lanes.length(tasks[0]) == len(tasks) - 1
+                assert list(self.lanes.behind(tasks[0])) == [f"task {task}" for task in tasks[1:]]
 
 
 TestLanes = Story.TestCase

@@ -37,7 +37,7 @@ RANKS = Ranks(4, Launch.RANKS, True, "srun", {"PARSL_NUM_RANKS": "4"}, 2, "block
 
 #: One of each kind, in which no field has its default.
 MESSAGES: list[Any] = [
-    Start(7, 2, (0, 1), True, b"digest", b"body", b"payload", 1.5, "err.txt", ("n1", "n2"), ("gpu0",), RANKS, True),
+    Start(7, 2, (0, 1), True, b"digest", b"body", b"payload", 1.5, "err.txt", ("n1", "n2"), ("gpu0",), RANKS, True, 3),
     Kill(7, Outcome.CANCELLED, "not needed"),
     Recall(7),
     Returned(7),
