@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 
@@ -20,6 +21,9 @@ def leave_a_guard(invitation: Invitation, name: str, descriptor: int | None) -> 
     The agent ends its tasks when its launcher dies. Killed together with it, it cannot: the kernel then ends its
     workers, and the programs that these had started come to the guard. Frozen, it cannot either, and is killed.
     """
+    if descriptor is None:
+        # For both of them: what the guard has to say must come before the node is given up because nothing is heard.
+        importlib.import_module("parsl_balsam.launcher.curve")
     guard = os.getpid()
     inherit_orphans()
     watched, pulse = os.pipe()
