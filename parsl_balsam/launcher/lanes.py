@@ -21,10 +21,6 @@ class Lanes(Generic[T]):
         self._behind: dict[Hashable, deque[tuple[int, T]]] = {}  # not empty
         self._lane: dict[int, Hashable] = {}  # of each task
 
-    def busy(self, cores: Hashable) -> bool:
-        """Tell whether a task has these cores."""
-        return cores in self._first
-
     def waits(self, task_id: int) -> bool:
         """Tell whether a task is behind another."""
         lane = self._lane.get(task_id)

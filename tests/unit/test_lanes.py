@@ -51,7 +51,6 @@ class Story(RuleBasedStateMachine):
     @invariant()
     def all_are_where_they_should_be(self) -> None:
         for cores, tasks in self.tasks.items():
-            assert self.lanes.busy(cores) == bool(tasks)
             assert [self.lanes.waits(task) for task in tasks] == [number > 0 for number in range(len(tasks))]
             assert self.lanes.first(cores) == (tasks[0] if tasks else None)
             if tasks:
