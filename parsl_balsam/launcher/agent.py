@@ -127,6 +127,8 @@ class Agent:
             while True:
                 self._care()
                 wait_for_room(self._selector, self._line, not self._line.flush())
+                if rest := self._workers.rest():
+                    time.sleep(rest)  # to be woken up for each end takes longer than all else that is to be done for it
                 pause = self._pause()
                 if self._line.pending():
                     pause = 0.0

@@ -172,8 +172,8 @@ class Attempts:
         )
 
     def ahead(self) -> float:
-        """Return how many wait behind one that runs, on average."""
-        return len(self._ahead) / len(self._running) if self._ahead and self._running else 0.0
+        """Return how many wait behind one that runs, on average; 0 if nobody waits behind one of them."""
+        return len(self._ahead) / len(self._running) if 0 < len(self._running) == self._lanes.followed() else 0.0
 
     def fresh(self) -> list[tuple[Running, int]]:
         """Return the tasks behind which others can be sent that have begun since the last time; and how many are."""

@@ -35,6 +35,10 @@ class Lanes(Generic[T]):
         lane = self._lane.get(task_id)
         return (task for _, task in self._behind.get(lane, ()))
 
+    def followed(self) -> int:
+        """Return how many tasks have others behind them."""
+        return len(self._behind)
+
     def length(self, task_id: int) -> int:
         """Return how many wait behind a task that has cores."""
         return len(self._behind.get(self._lane[task_id], ()))

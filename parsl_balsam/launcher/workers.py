@@ -18,6 +18,7 @@ from parsl_balsam.launcher import usage, worker
 from parsl_balsam.launcher.capture import Capture, tail_of_file
 from parsl_balsam.launcher.channel import Channel, RecentlyUsed, complaint
 from parsl_balsam.launcher.messages import Ended, Start
+from parsl_balsam.launcher.pace import Pace
 from parsl_balsam.launcher.processes import close_sockets, descendants, die_with_parent, inherit_orphans, kill, sweep
 from parsl_balsam.launcher.rank_files import forbid
 from parsl_balsam.launcher.tickets import SharedLease, Tickets
@@ -48,6 +49,7 @@ class _Worker:
     cores: tuple[int, ...] = ()  #: of its last task
     task: Start | None = None
     ticket: int = 0  #: of this task, if the worker had it before it was to begin
+    since: float = 0.0  #: when it was heard that this task begins
     until: float | None = None  #: when its task is to be killed, on the monotonic clock
     verdict: Ended | None = None  #: what to report once it is dead, where the agent killed it
 
@@ -81,6 +83,7 @@ class Workers:
         self._bodies = RecentlyUsed()
         #: Until when they may begin what was handed over to them.
         self.lease = SharedLease()
+        self._pace = Pace()
         self._held_back: list[Ended] = []  # reports of tasks whose processes are not all gone yet
         self._orphans = False
         self._relieve_at = time.monotonic() + _RELIEF_S
@@ -113,7 +116,8 @@ class Workers:
         chosen.task = start
         chosen.ticket = ticket
         chosen.cores = start.cores
-        chosen.until = None if start.timeout_s is None else time.monotonic() + start.timeout_s
+        chosen.since = time.monotonic()
+        chosen.until = None if start.timeout_s is None else chosen.since + start.timeout_s
         self._by_task[start.task_id] = chosen
         if holder is None:
             _send_start(chosen, start, body)
@@ -196,6 +200,12 @@ class Workers:
             if busy.task is not None and busy.task.ranks is not None:
                 forbid(busy.task.ranks)
 
+    def rest(self) -> float:
+        """Return for how long all workers can do without the agent, seconds."""
+        if self._idle or not self._ahead:
+            return 0.0
+        return self._pace.rest(min((len(busy.ahead) for busy in self._by_task.values()), default=0))
+
     def pause(self) -> float:
         """Return for how long `care` is not needed, seconds."""
         due = [w.until for w in self._by_task.values() if w.until is not None]
@@ -251,6 +261,7 @@ class Workers:
                 kill(sender.pid)
                 continue
             del self._by_task[sender.task.task_id]
+            self._pace.note(time.monotonic() - sender.since)
             sender.task = None
             sender.until = None
             self._idle.append(sender)

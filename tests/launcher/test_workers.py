@@ -64,3 +64,39 @@ def test_task_that_was_to_begin_as_others_were_taken_back_begins(tmp_path: Path)
     assert end_of(3) == 3
     assert end_of(2) == 2
     assert [ended.task_id for ended in ends] == [0, 1, 3, 2]
+
+
+@in_own_process
+def test_agent_rests_only_while_all_workers_have_enough_to_go_on_with(tmp_path: Path) -> None:
+    ends: list[Ended] = []
+    selector = selectors.DefaultSelector()
+    workers = Workers(selector, ends.append, [selector.close])
+    workers.lease.extend(time.monotonic() + LIMIT_S)
+
+    def hear(count: int) -> None:
+        def heard() -> bool:
+            for key, _ in selector.select(0.02):
+                key.data()
+            return len(ends) >= count
+
+        wait_for(heard, f"the end of {count} tasks", LIMIT_S)
+
+    short = [start(number, number) for number in range(300)]
+    for number, each in enumerate(short[:200]):
+        workers.start(*each)
+        hear(number + 1)
+    assert workers.rest() == 0.0
+    body = encode(wait_at)
+    arguments = encode(((str(tmp_path / "gate"),), {}))
+    busy = [(Start(1000 + core, 1, (core,), False, digest(body), body, arguments, None, None), body) for core in (0, 1)]
+    for each in busy:
+        workers.start(*each)
+    assert workers.rest() == 0.0
+    workers.hand_over(1000, iter(short[200:210]))
+    assert workers.rest() == 0.0
+    workers.hand_over(1001, iter(short[210:220]))
+    assert 0.0 < workers.rest() <= 0.002
+    workers.warm(1)
+    assert workers.rest() == 0.0
+    open_gate(tmp_path / "gate")
+    hear(202)

@@ -56,6 +56,7 @@ class Story(RuleBasedStateMachine):
             if tasks:
                 assert self.lanes.length(tasks[0]) == len(tasks) - 1
                 assert list(self.lanes.behind(tasks[0])) == [f"task {task}" for task in tasks[1:]]
+        assert self.lanes.followed() == sum(len(tasks) > 1 for tasks in self.tasks.values())
 
 
 TestLanes = Story.TestCase
