@@ -203,12 +203,19 @@ def test_result_that_cannot_be_returned_is_told(job: Job) -> None:
     assert "NotSerializable: builtins.generator object" in str(error)
 
 
+class Unreadable:
+    """Can be pickled, and not be read back."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("no number",)
+
+
 def test_function_that_cannot_be_read_fails_on_its_ranks(job: Job) -> None:
-    def returns_function_of_missing_module() -> Any:
+    def needs_what_cannot_be_read() -> Any:
         return None
 
-    returns_function_of_missing_module.__kwdefaults__ = {"other": DoesNotUnpickle(3, "metres")}
-    error = job.failure(returns_function_of_missing_module)
+    needs_what_cannot_be_read.__kwdefaults__ = {"other": Unreadable()}
+    error = job.failure(needs_what_cannot_be_read)
     assert isinstance(error.__cause__, UnreadablePayload)
 
 
