@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, Connection, Float, Integer, bindparam, case, exists, func, or_, select
+from sqlalchemy import Connection, bindparam, exists, select
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, clock
 from parsl_balsam.db.copying import select_rows, short
 from parsl_balsam.db.endings import begin_ends, finish_ends, record_ends, unclaim
 from parsl_balsam.db.events import Change, write_events
-from parsl_balsam.db.schema import IS_READY, arguments, attempts, blocks, functions, tasks, workflows
+from parsl_balsam.db.ready import CURRENT_RUN, first_ready, next_ready, pick
+from parsl_balsam.db.schema import arguments, attempts, blocks, functions, tasks
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
 from parsl_balsam.model.errors import InvalidResources
@@ -106,8 +107,8 @@ class ClaimStore:
             cancelled = [task_id for task_id in to_cancel if task_id not in over]
             wait, unserved = None, None
             if wishes and not leaving and not more:
-                wait = self._next_ready(connection, wishes[-1], at)
-                unserved = None if claimed else self._unserved(connection, at)
+                wait = next_ready(connection, self._workflow_id, wishes[-1], at)
+                unserved = None if claimed else first_ready(connection, self._workflow_id, at)
             if released or any(end.outcome is not Outcome.DONE for end in ended.written):
                 notify(connection, self._workflow_id, Topic.WORK)  # some of them may be ready again
             if ended.written:
@@ -246,14 +247,7 @@ class ClaimStore:
         for wish in wishes:
             if wish.fallback and rows:
                 continue
-            found = _PICK.rows(
-                connection,
-                **self._claimable(wish),
-                at=at,
-                want=wish.tasks,
-                recorded_by=at - wish.waited_s,
-                least_cores=wish.least_cores,
-            )
+            found = pick(connection, self._workflow_id, wish, at)
             chosen: list[int] = []
             budget = wish.cores
             for row in found:
@@ -298,25 +292,6 @@ class ClaimStore:
         ]
         return claimed, more, [row.id for row in rows if row.cancel_requested]
 
-    def _claimable(self, wish: Wish) -> dict[str, Any]:
-        return {
-            "workflow": self._workflow_id,
-            "most_nodes": wish.most_nodes,
-            "most_cores": wish.most_cores,
-            "most_gpus": wish.most_gpus,
-            "node_cores": wish.node_cores,
-            "time_left": wish.time_left_min,
-            "any_ranks": wish.parallel,
-        }
-
-    def _next_ready(self, connection: Connection, wish: Wish, at: float) -> float | None:
-        (due,) = _NEXT_READY.scalars(connection, **self._claimable(wish))
-        return None if due is None else max(0.0, float(due) - at)
-
-    def _unserved(self, connection: Connection, at: float) -> Unserved | None:
-        row = _UNSERVED.first(connection, workflow=self._workflow_id, at=at)
-        return None if row is None else Unserved(row.id, row.nodes, row.walltime_min)
-
 
 def _specified(text: str | None) -> dict[str, Any]:
     """Return what a task's specification says. One that is damaged must not keep the other tasks from being claimed."""
@@ -325,9 +300,6 @@ def _specified(text: str | None) -> dict[str, Any]:
     except InvalidResources as error:
         return {"spec": ResourceSpec(), "flaw": str(error)}
 
-
-#: The run that drives the workflow now.
-CURRENT_RUN = select(workflows.c.current_run).where(workflows.c.id == bindparam("workflow")).scalar_subquery()
 
 _to_cancel = (tasks.c.block_id == bindparam("block"), tasks.c.cancel_requested)
 
@@ -356,50 +328,6 @@ _ASSIGNED = Statement(
 )
 
 _RUNNING = Statement(tasks.update().where(among(tasks.c.id, "ids")).values(state=TaskState.RUNNING.value))
-
-#: Ready tasks that it asked for.
-WANTED = (tasks.c.workflow_id == bindparam("workflow"), tasks.c.run_id == CURRENT_RUN, IS_READY)
-#: Not those that wait for their next try.
-DUE = or_(tasks.c.ready_at.is_(None), tasks.c.ready_at <= bindparam("at"))
-
-_node_cores = bindparam("node_cores", type_=Integer())
-#: Cores that a task takes on each of its nodes.
-_cores = case(
-    (tasks.c.cores.is_not(None), tasks.c.cores),
-    (tasks.c.packing.is_not(None), (_node_cores + tasks.c.packing - 1) // tasks.c.packing),
-    else_=_node_cores,
-)
-_time_left = bindparam("time_left", type_=Float())
-
-#: Which tasks a block may claim, now or when they are due.
-_claimable = (
-    *WANTED,
-    tasks.c.nodes <= bindparam("most_nodes"),
-    _cores <= bindparam("most_cores"),
-    tasks.c.gpus <= bindparam("most_gpus"),
-    or_(bindparam("any_ranks", type_=Boolean()), ~tasks.c.parallel),
-    or_(_time_left.is_(None), tasks.c.walltime_min.is_(None), tasks.c.walltime_min <= _time_left),
-)
-
-_NEXT_READY = Statement(select(func.min(tasks.c.ready_at)).where(*_claimable, tasks.c.ready_at.is_not(None)))
-
-_order = (tasks.c.priority.desc(), tasks.c.nodes.desc(), tasks.c.id)
-_UNSERVED = Statement(
-    select(tasks.c.id, tasks.c.nodes, tasks.c.walltime_min).where(*WANTED, DUE).order_by(*_order).limit(1)
-)
-
-_PICK = Statement(
-    select(tasks.c.id, (tasks.c.nodes * _cores).label("cores"))
-    .where(
-        *_claimable,
-        DUE,
-        tasks.c.submitted_at <= bindparam("recorded_by"),
-        tasks.c.nodes * _cores >= bindparam("least_cores"),
-    )
-    .order_by(*_order)
-    .limit(bindparam("want"))
-    .with_for_update(skip_locked=True)
-)
 
 _CLAIM = Statement(
     tasks.update()

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from parsl_balsam.db.claims import CURRENT_RUN, DUE, WANTED
 from parsl_balsam.db.connect import Database, now
+from parsl_balsam.db.ready import CURRENT_RUN, DUE, WANTED
 from parsl_balsam.db.schema import IS_OPEN, blocks, tasks
 from parsl_balsam.model.blocks import BlockSupply
 from parsl_balsam.model.demand import Demand, TaskGroup
