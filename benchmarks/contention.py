@@ -43,7 +43,7 @@ def _together(setting: Setting, count: int) -> tuple[list[float], bool]:
     with directory() as path, setting.database("postgresql", path) as url:
         with closing(open_database(url)) as database:
             waiting = WaitingTasks(database)
-            waiting.add(10_000 * seconds)
+            waiting.add(30_000 * seconds)
             waiting.analyze()
         run = waiting.run
         arguments = [url, str(run.workflow_id), str(run.run_id), str(seconds)]

@@ -18,8 +18,8 @@ PATIENCE_S = 0.05
 #: With so many tasks behind each that runs, agents need nothing for as long as half of them take.
 _PLENTY = 4
 
-#: The launcher lets them work alone for no longer, and they their workers, seconds. The times that are recorded of short
-#: tasks are as exact as both together.
+#: The launcher lets them work alone for no longer, and they their workers, seconds. The times that are recorded of
+#: short tasks are as exact as both together.
 _LONGEST_REST_S = 0.002
 
 
