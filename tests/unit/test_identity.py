@@ -344,14 +344,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
         "optimised": (base, "campaign.py", "4", ["-O"]),
         "edited": (script(edited=True), "campaign_edited.py", "5", []),
     }
-    started = {}
-    for variant, (source, name, seed, options) in variants.items():
+    # Before any of them is started: some are the same file, which must not be empty for a moment when one is read.
+    for source, name, *_ in variants.values():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
+    started = {}
+    for variant, (_, name, seed, options) in variants.items():
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])}
         started[variant] = subprocess.Popen(
-            [sys.executable, *options, str(path)], stdout=subprocess.PIPE, env=environment, cwd=folder, text=True
+            [sys.executable, *options, str(folder / name)],
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=folder,
+            text=True,
         )
     outputs = {variant: process.communicate()[0] for variant, process in started.items()}
     assert all(process.returncode == 0 for process in started.values())
