@@ -155,6 +155,7 @@ def test_script_frozen_past_its_lease_is_succeeded(campaign: Campaign) -> None:
     freeze(campaign, [psutil.Process(first.pid)])
     until(lambda: run_is_overdue(campaign))
     second = campaign.start(script)
+    until(lambda: len(rows(campaign.url, runs)) == 2)  # before that the first would renew its lease, and go on
     until(lambda: [row.outcome for row in rows(campaign.url, attempts)] == ["done"])
     before, opened = of_tasks(campaign), [how_it_goes(block) for block in rows(campaign.url, blocks)]
 
