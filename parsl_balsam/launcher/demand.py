@@ -14,7 +14,10 @@ from parsl_balsam.model.tasks import Wish
 
 #: Tasks are claimed ahead for so much time, at the present rate of ends, seconds.
 _AHEAD_S = 0.1
-_RATE_WINDOW_S = 0.2
+
+#: The rate is that of the last so many ends, or more, within these times, seconds: what comes at once is no rate.
+_RATE_ENDS = 32
+_RATE_WINDOW_S = (0.02, 0.2)
 
 #: At most so many tasks are claimed at a time.
 _MOST = 1000
@@ -80,7 +83,7 @@ class Demand:
         space = self._space
         if not space.nodes:
             return []
-        ahead = min(int(self._recent_rate(now) * _AHEAD_S), _MOST)
+        ahead = self._ahead(now)
         budget = space.free_cores + ahead - self._queue.cores
         most_cores = space.largest_node if ahead else space.most_free_cores
         most_gpus = space.most_gpus if ahead else space.most_free_gpus
@@ -103,6 +106,10 @@ class Demand:
             # One no larger than what runs finds its room by itself, here or in another block.
             wishes.append(self._any(len(space.nodes), time_left, _OTHERS_FIRST_S, largest + 1))
         return wishes
+
+    def enough(self, now: float) -> bool:
+        """Tell whether more than half of what is claimed ahead still waits: the other half may begin meanwhile."""
+        return self._queue.cores > self._ahead(now) // 2
 
     def standing(self, time_left: float | None) -> list[Wish]:
         """Return what a launcher that holds nothing is going to ask for when the database has something.
@@ -194,9 +201,15 @@ class Demand:
             least_cores,
         )
 
+    def _ahead(self, now: float) -> int:
+        """Return how many cores' tasks may wait that there is no room for yet."""
+        return min(int(self._recent_rate(now) * _AHEAD_S), _MOST)
+
     def _recent_rate(self, now: float) -> float:
         """Return how many tasks ended in a second, lately."""
-        if (elapsed := now - self._rate_since) > _RATE_WINDOW_S:
+        least, most = _RATE_WINDOW_S
+        elapsed = now - self._rate_since
+        if elapsed > most or (elapsed > least and self._rate_count >= _RATE_ENDS):
             self._rate = self._rate_count / elapsed
             self._rate_count, self._rate_since = 0, now
         return self._rate

@@ -187,3 +187,26 @@ def test_short_tasks_are_claimed_ahead(block: Block, ends: int) -> None:
     ahead = [wish.tasks for wish in block.wishes(now=1.5, busy=True) if not wish.waited_s]
     assert len(ahead) == bool(ends)
     assert all(8 <= tasks <= 12 for tasks in ahead)  # of 100 that end in a second, those of a tenth of one
+
+
+def test_next_ones_are_asked_for_while_half_of_those_claimed_ahead_still_wait(block: Block) -> None:
+    block.occupy(4)
+    for number in range(50):
+        block.demand.note_end(1.0 + number * 0.01)  # 100 a second: 10 ahead
+    enough = []
+    for task in range(10):
+        enough.append(block.demand.enough(1.5))
+        block.queue.add(task, ResourceSpec(cores_per_rank=1), 1.5)
+    assert enough == sorted(enough)
+    assert 4 <= sum(enough) <= 5
+
+
+def test_rate_of_many_short_tasks_is_known_soon_and_what_comes_at_once_is_no_rate(block: Block) -> None:
+    block.occupy(4)
+    block.demand.note_end(1.0)
+    for _ in range(40):
+        block.demand.note_end(1.001)
+    assert not [wish for wish in block.wishes(1.001, busy=True) if not wish.waited_s]
+    block.demand.note_end(1.021)
+    (ahead,) = [wish.tasks for wish in block.wishes(1.021, busy=True) if not wish.waited_s]
+    assert 190 <= ahead <= 210  # of 2,000 a second
