@@ -20,6 +20,10 @@ from parsl_balsam.model.launch import LaunchOrder
 
 logger = logging.getLogger(__name__)
 
+#: How long one thread may keep the others waiting, seconds. Python's own 5 ms are too long: agents may run out of short
+#: tasks in 2 ms.
+_SWITCH_S = 0.0005
+
 #: To the database, besides that on which a launcher listens: one thread of it speaks at a time.
 _CONNECTIONS = 1
 
@@ -28,6 +32,7 @@ def main() -> int:
     """Run the launcher of a block; return the exit code of the batch job."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     keep_freed_memory()
+    sys.setswitchinterval(_SWITCH_S)
     order_file, block_id = Path(sys.argv[1]), int(sys.argv[2])
     try:
         order = LaunchOrder.loads(read_private(order_file), str(order_file))
