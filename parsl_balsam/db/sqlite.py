@@ -16,14 +16,14 @@ from parsl_balsam.db.statement import execute
 from parsl_balsam.db.watch import touch
 from parsl_balsam.model.errors import DatabaseDenied
 
-#: How soon to try again where SQLite itself does not wait, seconds.
+#: How soon to try again where SQLite itself does not wait, at first and later, seconds.
+_SOON_S = 0.0005
 _AGAIN_S = 0.01
 
 #: In a connection's `info`: the transaction has a notice for others.
 NOTICE = "balsam_notice"
 
-#: There, too: what its commits wait for.
-_LEVEL = "balsam_synchronous"
+_BEGIN = "BEGIN IMMEDIATE"
 
 
 def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
@@ -59,17 +59,44 @@ def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
     def begin(connection: Connection) -> None:
         mode = take_mode(connection)
         if mode is Mode.READ:
+            _set(connection, "busy_timeout", str(round(busy_s * 1000)))
             execute(connection, "BEGIN")
             return
         # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
-        level = "NORMAL" if mode is Mode.EARLY else "FULL"
-        if connection.info.get(_LEVEL) != level:
-            execute(connection, f"PRAGMA synchronous={level}")
-            connection.info[_LEVEL] = level
-        # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
-        execute(connection, "BEGIN IMMEDIATE")
+        _set(connection, "synchronous", "NORMAL" if mode is Mode.EARLY else "FULL")
+        _begin_to_write(connection, busy_s)
 
     return engine
+
+
+def _begin_to_write(connection: Connection, patience_s: float) -> None:
+    # SQLite itself looks again after up to 0.1 s. A script that records many calls leaves the lock alone for a
+    # millisecond between two transactions: launchers would wait until it has recorded them all.
+    _set(connection, "busy_timeout", "0")
+    cursor = connection.connection.cursor()
+    until = time.monotonic() + patience_s
+    pause_s = _SOON_S
+    while time.monotonic() < until:
+        try:
+            # IMMEDIATE: one that reads first and writes later fails with "database is locked" without waiting.
+            cursor.execute(_BEGIN)
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_locked(error):
+                break
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _AGAIN_S)
+    execute(connection, _BEGIN)
+
+
+def _set(connection: Connection, name: str, value: str) -> None:
+    if connection.info.get(name) != value:
+        execute(connection, f"PRAGMA {name}={value}")
+        connection.info[name] = value
+
+
+def _is_locked(error: sqlite3.OperationalError) -> bool:
+    return "locked" in str(error)
 
 
 def tell(connection: Connection) -> None:
@@ -121,6 +148,6 @@ def _use_wal(cursor: sqlite3.Cursor, patience_s: float) -> None:
             cursor.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() >= until:
+            if not _is_locked(error) or time.monotonic() >= until:
                 raise
         time.sleep(_AGAIN_S)

@@ -313,6 +313,26 @@ def test_lock_on_sqlite_that_is_never_given_up(tmp_path: Path, monkeypatch: pyte
             pass
 
 
+def test_lock_on_sqlite_that_is_free_for_a_moment_is_found_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.db"
+    with closing(open_database(f"sqlite:///{file}")) as database, closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waited: list[float] = []
+
+        def wait(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 20:
+                other.rollback()
+
+        monkeypatch.setattr("parsl_balsam.db.sqlite.time.sleep", wait)
+        with database.begin():
+            pass
+    assert len(waited) == 20
+    assert max(waited) <= 0.01  # SQLite itself looks ten times a second by then
+
+
 _AT = 'connection to server at "db" ({}), port 5432 failed: {}'
 _REFUSED = "Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?\n"
 
