@@ -6,14 +6,11 @@ To read and plan a statement takes the server longer than to carry it out.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import JSON, Connection, Dialect, Engine, Insert, Text, bindparam, cast, column, func, select
-from sqlalchemy.sql.visitors import replacement_traverse
+from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.types import ARRAY, BigInteger, NullType, TypeEngine
 
 from parsl_balsam.db.among import Values
@@ -67,36 +64,6 @@ def _type_name(kind: TypeEngine[Any], dialect: Dialect) -> str:
     if isinstance(kind, NullType):
         return "unknown"  # the server finds out
     return (ARRAY(BigInteger()) if isinstance(kind, Values) else kind).compile(dialect=dialect)
-
-
-def for_each(element: Any, names: Sequence[str] | None, dialect: Dialect) -> Any:
-    """Return the statement that does what another does, for each of the rows in its only parameter, ``rows``."""
-    if isinstance(element, Insert):
-        assert names is not None
-        given = given_rows({name: element.table.c[name].type for name in names})
-        return element.from_select(list(names), select(*given.c))
-    binds = {name: bind for bind, name in element.compile(dialect=dialect).bind_names.items() if bind.required}
-    given = given_rows({name: bind.type for name, bind in binds.items()})
-
-    return replacement_traverse(
-        element, {}, lambda element, **_: given.c[element.key] if getattr(element, "required", False) else None
-    )
-
-
-def given_rows(types: Mapping[str, TypeEngine[Any]]) -> Any:
-    """Return the rows in the parameter ``rows``, see `as_json`, as a table with these columns."""
-    read = func.json_to_recordset(cast(bindparam("rows", type_=Text()), JSON()))
-    columns = [column(name, kind) for name, kind in types.items()]
-    return read.table_valued(*columns).render_derived(name="given", with_types=True)
-
-
-def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as `given_rows` takes them."""
-    return json.dumps(rows, default=_digits)
-
-
-def _digits(value: bytes) -> str:
-    return f"\\x{value.hex()}"
 
 
 def is_kept(connection: Connection, plan: Plan) -> bool:

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
 
-from parsl_balsam.db.prepared import Plan, as_json, for_each, how_to_make, is_kept, is_unknown, make_plan, note_kept
+from parsl_balsam.db.given import as_json, for_each, packed
+from parsl_balsam.db.prepared import Plan, how_to_make, is_kept, is_unknown, make_plan, note_kept
 
 #: In a connection's `info`: what was put off, as the server is to get it.
 _UNSENT = "balsam_unsent"
@@ -67,7 +68,7 @@ class Statement:
         self._keep = keep
         self._names = list(names) or None
         self._texts: dict[str, _Text] = {}
-        self._each: _Text | None = None
+        self._texts_of_many: dict[str, _Text] = {}
         self._rows: dict[str, Callable[[Sequence[Any]], Any]] = {}
 
     def rows(self, connection: Connection, **values: Any) -> list[Any]:
@@ -102,6 +103,11 @@ class Statement:
                 _put_off(connection, text, many)
         elif len(many) == 1:
             _execute(connection, text.sql, text.bind(many[0]))
+        elif len(many) > _FEW and self._names is not None and (values := packed(many, self._names)) is not None:
+            # With each row Python would let its other threads run, and one that only computes gives nothing back for
+            # 5 ms: a busy script would hold the only write lock for seconds.
+            together = self._text_of_many(connection.dialect)
+            _execute(connection, together.sql, together.bind(values))
         else:
             _execute(connection, text.sql, [text.bind(values) for values in many], many=True)
 
@@ -112,11 +118,13 @@ class Statement:
         return text
 
     def _text_of_many(self, dialect: Dialect) -> _Text:
-        if self._each is None:
+        text = self._texts_of_many.get(dialect.name)
+        if text is None:
             # How an UPDATE is best joined with its rows depends on how many there are in its table by then.
             each = for_each(self.element, self._names, dialect)
-            self._each = _put_together(each, None, dialect, keep=isinstance(each, Insert))
-        return self._each
+            text = _put_together(each, None, dialect, keep=isinstance(each, Insert))
+            self._texts_of_many[dialect.name] = text
+        return text
 
 
 def execute(connection: Connection, sql: str) -> None:

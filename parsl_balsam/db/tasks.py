@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
@@ -16,7 +16,7 @@ from parsl_balsam.db.copying import insert_rows, select_rows
 from parsl_balsam.db.endings import next_finish, storable
 from parsl_balsam.db.events import Change, write_events
 from parsl_balsam.db.fetching import fetch, fetch_since
-from parsl_balsam.db.prepared import as_json, given_rows
+from parsl_balsam.db.given import as_json, given_rows
 from parsl_balsam.db.schema import arguments, functions, results, runs, tasks, workflows
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.db.wakeup import Topic, notify
@@ -57,10 +57,9 @@ class TaskStore:
         with self._database.begin("submit", early=True) as connection:
             at, ids = self._fence(connection, len(calls))
             if bodies:
-                connection.execute(
-                    _insert(connection.dialect.name, functions, "digest"),
-                    # In order: two runs that store the same functions would otherwise wait for each other.
-                    [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())],
+                # In order: two runs that store the same functions would otherwise wait for each other.
+                _insert_function(connection.dialect.name).run_each(
+                    connection, [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())]
                 )
             bound = self._insert_new(connection, calls, ids, at)
             if len(bound) < len(calls):
@@ -134,7 +133,7 @@ class TaskStore:
                 for task_id, call in zip(ids, calls, strict=True)
             ],
         )
-        inserted = set(_EXISTING.scalars(connection, ids=list(ids)))
+        inserted = _inserted(connection, ids)
         fresh = [(task_id, call) for task_id, call in zip(ids, calls, strict=True) if task_id in inserted]
         if fresh:
             insert_rows(
@@ -190,6 +189,15 @@ class TaskStore:
             return connection.execute(found, {"workflow": self._workflow_id})
         identities = [{"key": call.key, "occurrence": call.occurrence} for call in calls]
         return _MET.rows(connection, workflow=self._workflow_id, rows=as_json(identities))
+
+
+def _inserted(connection: Connection, ids: Sequence[int]) -> Collection[int]:
+    """Return which of the ids chosen for new tasks are in use now."""
+    # Most often all or none. To read them row by row would take as long as to write them so, see `Statement.run_each`.
+    (count,) = _COUNT.scalars(connection, ids=list(ids))
+    if count in (0, len(ids)):
+        return ids if count else ()
+    return set(_EXISTING.scalars(connection, ids=list(ids)))
 
 
 def cancel_tasks(database: Database, ids: Sequence[int], who: str) -> dict[int, TaskState]:
@@ -286,7 +294,6 @@ def _reopen(connection: Connection, ids: Sequence[int]) -> None:
     )
 
 
-@cache
 def _insert(dialect: str, table: Table, *unique: str) -> Any:
     """Return an INSERT that leaves out rows whose unique columns are there already.
 
@@ -294,6 +301,11 @@ def _insert(dialect: str, table: Table, *unique: str) -> Any:
     """
     insert: Any = import_module(f"sqlalchemy.dialects.{dialect}").insert(table)
     return insert.on_conflict_do_nothing(index_elements=unique)
+
+
+@cache
+def _insert_function(dialect: str) -> Statement:
+    return Statement(_insert(dialect, functions, "digest"), "digest", "body")
 
 
 @cache
@@ -375,6 +387,8 @@ _given = given_rows({"key": tasks.c.key.type, "occurrence": tasks.c.occurrence.t
 _MET = Statement(_met.where(tasks.c.key == _given.c.key, tasks.c.occurrence == _given.c.occurrence), keep=False)
 
 _EXISTING = Statement(select(tasks.c.id).where(among(tasks.c.id, "ids")))
+
+_COUNT = Statement(select(func.count(tasks.c.id)).where(among(tasks.c.id, "ids")))
 
 _RECORDED = Statement(select(results).where(among(results.c.task_id, "ids")))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from parsl_balsam.db.among import among
 from parsl_balsam.db.connect import Database, open_database
-from parsl_balsam.db.schema import functions, schema_version, tasks
+from parsl_balsam.db.schema import attempts, functions, schema_version, tasks
 from parsl_balsam.db.statement import Statement
 from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.tasks import Binding
@@ -24,6 +25,13 @@ from .conftest import Campaign, check_invariants, column
 
 KEEP = Statement(functions.insert(), "digest", "body")
 KEPT = Statement(select(functions).where(functions.c.digest == bindparam("digest")))
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Any:
+    """A database without tasks in a file, for what concerns files only."""
+    with closing(open_database(f"sqlite:///{tmp_path / 'balsam.db'}")) as database:
+        yield database
 
 
 def kept(database: Database) -> set[bytes]:
@@ -41,6 +49,82 @@ def test_what_was_written_is_read_back_as_sqlalchemy_reads_it(database: Database
     assert [(row.digest, row.body) for row in found] == [(row["digest"], row["body"]) for row in rows]
     assert sorted(tuple(row) for row in found) == [tuple(row) for row in theirs]
     check_invariants(database)
+
+
+TEXTS = [
+    "",
+    "plain",
+    'it\'s "quoted" \\\\ \n\t',
+    "\N{SNOWMAN} \N{GRINNING FACE}",
+    "\x01 %s ? :name $[0] {}",
+    "null",
+    None,
+]
+NUMBERS = [0, 1, -1, 2**62 - 1, -(2**62), None]
+TIMES = [0.0, 0.1 + 0.2, 1764150000.1234567, 1e-300, -2.5e17, math.pi, None]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 500])
+def test_many_rows_are_stored_as_sqlalchemy_stores_them_one_by_one(database: Database, count: int) -> None:
+    many = [
+        {
+            "task_id": number,
+            "number": 1,
+            "block_id": 1,
+            "claimed_at": 1764150000 + number / 7,
+            "error": TEXTS[number % len(TEXTS)],
+            "peak_memory": NUMBERS[number % len(NUMBERS)],
+            "cpu_time": TIMES[number % len(TIMES)],
+        }
+        for number in range(count)
+    ]
+
+    def stored() -> list[Any]:
+        with database.begin() as connection:
+            found = list(connection.execute(select(attempts).order_by(attempts.c.task_id)).all())
+            connection.execute(attempts.delete())
+        return found
+
+    with database.begin() as connection:
+        Statement(attempts.insert(), *many[0]).run_each(connection, many)
+    ours = stored()
+    with database.begin() as connection:
+        connection.execute(attempts.insert(), many)
+    assert ours == stored()
+    assert len(ours) == count
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 30_000])
+def test_bytes_of_many_rows_stay_apart(database: Database, size: int) -> None:
+    many = [{"digest": b"%d" % number, "body": os.urandom(size + number % 3)} for number in range(100)]
+    with database.begin() as connection:
+        KEEP.run_each(connection, many)
+    with database.read() as connection:
+        found = connection.execute(select(functions)).all()
+    assert {bytes(row.digest): bytes(row.body) for row in found} == {row["digest"]: row["body"] for row in many}
+
+
+def test_many_calls_are_as_many_statements_as_few(sqlite_database: Database) -> None:
+    campaign = Campaign(sqlite_database)
+
+    def executions(calls: int) -> int:
+        heard: list[tuple[str, bool]] = []
+
+        def hear(_connection: Any, _cursor: Any, sql: str, _values: Any, _context: Any, many: bool) -> None:
+            heard.append((sql, many))
+
+        event.listen(sqlite_database.engine, "before_cursor_execute", hear)
+        try:
+            campaign.submit(*(campaign.call(f"{calls}-{number}") for number in range(calls)))
+        finally:
+            event.remove(sqlite_database.engine, "before_cursor_execute", hear)
+        # Between rows, other threads of the script run, while others wait for the only write lock.
+        assert [sql for sql, many in heard if many] == []
+        return len(heard)
+
+    executions(10)  # a new connection's settings are statements, too
+    assert executions(500) == executions(11)
+    check_invariants(sqlite_database)
 
 
 def test_truth_values_and_missing_rows(database: Database, campaign: Campaign) -> None:
@@ -125,13 +209,6 @@ def test_connection_that_was_ended_while_idle_is_replaced(postgres_database: Dat
     with postgres_database.begin() as connection:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
     check_invariants(postgres_database)
-
-
-@pytest.fixture
-def sqlite_database(tmp_path: Path) -> Any:
-    """A database without tasks in a file, for what concerns files only."""
-    with closing(open_database(f"sqlite:///{tmp_path / 'balsam.db'}")) as database:
-        yield database
 
 
 def test_only_early_transactions_do_not_wait_for_the_disk(sqlite_database: Database) -> None:
