@@ -28,6 +28,7 @@ from tests.conftest import running_server
 MEASURES: dict[str, tuple[str, Callable[[Setting], Iterator[Measure]]]] = {
     "python": ("Throughput: Python apps", throughput.python),
     "logged": ("Throughput: with Parsl's default logging", throughput.logged),
+    "computing": ("Throughput: a script that computes", throughput.computing),
     "bash": ("Throughput: bash apps", throughput.bash),
     "others": ("Throughput: other systems", throughput.others),
     "latency": ("Latency, and short tasks", latency.single),

@@ -43,6 +43,19 @@ def logged(setting: Setting) -> Iterator[Measure]:
     yield ratio("no-op python app, Parsl's DEBUG log on, SQLite vs HTEX", rates["sqlite"], rates["htex"])
 
 
+def computing(setting: Setting) -> Iterator[Measure]:
+    """No-op Python apps of a script that computes meanwhile, and leaves its other threads little time."""
+    tasks = setting.many(1000, 50)
+    subjects = [*setting.kinds, "htex"]
+    rounds = setting.compare(subjects, "computing", setting.rounds(), tasks=tasks)
+    rates = {subject: [found["rate"] for found in rounds[subject]] for subject in subjects}
+    name = "no-op python app, the script computes"
+    for subject in subjects:
+        yield Measure(f"{name}, {TITLES[subject]}", "tasks/s", tuple(rates[subject]), note=f"{tasks} tasks")
+    for kind in setting.kinds:
+        yield ratio(f"{name}, {TITLES[kind]} vs HTEX", rates[kind], rates["htex"])
+
+
 def bash(setting: Setting) -> Iterator[Measure]:
     """No-op bash apps, and ``bash -c true`` without any of this."""
     tasks = setting.many(1000, 60)

@@ -128,6 +128,20 @@ def throughput(subject: str, url: str, python: int, bash: int, logging: bool = F
     return found
 
 
+def computing(subject: str, url: str, tasks: int) -> dict[str, float]:
+    """Return tasks a second while the script itself computes, in Python."""
+    from parsl import python_app
+
+    app = python_app(no_op)
+    with load(subject, url):
+        began = time.perf_counter()
+        calls = [app() for _ in range(tasks)]
+        while not all(call.done() for call in calls):
+            for _ in range(100_000):
+                pass
+        return {"rate": tasks / (time.perf_counter() - began)}
+
+
 def latency(subject: str, url: str, calls: int, sleeps: dict[str, int]) -> dict[str, Any]:
     """Return how long each call took when the one before was over, milliseconds.
 
@@ -257,7 +271,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 WORKS: dict[str, Callable[..., dict[str, Any]]] = {
-    work.__name__: work for work in (throughput, latency, startup, payloads, waiting, recorded, recovery)
+    work.__name__: work for work in (throughput, computing, latency, startup, payloads, waiting, recorded, recovery)
 }
 
 
