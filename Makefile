@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# A batch system, two MPI libraries and an MPI program for the tests; a compiler and networks for what they try.
-PACKAGES := slurm-wlm munge mpich openmpi-bin libopenmpi-dev lammps gcc libc6-dev iproute2
+# A batch system, two MPI libraries, an MPI program and a pooler for the tests; a compiler and networks for what they try.
+PACKAGES := pgbouncer slurm-wlm munge mpich openmpi-bin libopenmpi-dev lammps gcc libc6-dev iproute2
 
 # Most tests wait more than they compute.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import deque
 from collections.abc import Iterator
@@ -21,14 +20,13 @@ from sqlalchemy.types import Float
 
 from parsl_balsam.db.crashpoint import Moment, is_point, pass_point
 from parsl_balsam.db.mode import Mode, note_mode
+from parsl_balsam.db.refusals import unavailable
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
 from parsl_balsam.db.statement import send
 from parsl_balsam.model.errors import (
     ConfigurationError,
     DatabaseDenied,
-    DatabaseDown,
-    DatabaseUnavailable,
     SchemaMismatch,
 )
 
@@ -37,29 +35,6 @@ SQLITE_BUSY_S = 30.0
 
 #: The same for launchers, which try again by themselves, and must be able to end meanwhile.
 LAUNCHER_BUSY_S = 5.0
-
-#: How libpq and the server say that nobody at all can use the database now. The end of one connection does not: others
-#: may still be served.
-_DOWN_SIGNS = (
-    "Connection refused",
-    "the database system is starting up",
-    "the database system is shutting down",
-)
-
-#: How libpq tells of each address of a server that it has tried.
-_TRIED = ("connection to server", "could not connect to server")
-
-#: How they say that the URL is wrong, which no waiting cures.
-_DENIED_SIGNS = (
-    "password authentication failed",
-    "no password supplied",
-    "no pg_hba.conf entry",
-    "is not permitted to log in",
-    "permission denied for database",
-    "certificate verify failed",
-    "server does not support SSL",
-)
-_NO_SUCH_DATABASE = re.compile(r'(database|role) ".*" does not exist')
 
 #: How many transactions a process may have under way at the same time, where it does not say. A script has five threads
 #: that use the database: its own, Parsl's poller, and those that submit, complete and renew.
@@ -335,18 +310,6 @@ def _translated(url: URL) -> Iterator[None]:
             reason = str(getattr(error, "orig", None) or error).strip()
             raise unavailable(url, reason) from error
         raise
-
-
-def unavailable(url: URL, reason: str) -> DatabaseUnavailable:
-    """Return the error that says why the database at a URL cannot be used."""
-    told = f"{url.render_as_string()}: {reason}"
-    # A name may have several addresses. If one of them refuses and another is silent, somebody else may be served.
-    tries = [line for line in reason.splitlines() if line.startswith(_TRIED)] or [reason]
-    if all(any(sign in line for sign in _DOWN_SIGNS) for line in tries):
-        return DatabaseDown(told)
-    if any(sign in reason for sign in _DENIED_SIGNS) or _NO_SUCH_DATABASE.search(reason):
-        return DatabaseDenied(told)
-    return DatabaseUnavailable(told)
 
 
 def _check_schema(database: Database, create: bool, where: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.dialects import sqlite
 
-from parsl_balsam.db.connect import Database, unavailable
+from parsl_balsam.db.connect import Database
 from parsl_balsam.db.descriptors import readable
+from parsl_balsam.db.refusals import unavailable
 from parsl_balsam.db.schema import notices
 from parsl_balsam.db.sqlite import NOTICE
 from parsl_balsam.db.statement import Statement
@@ -23,6 +26,8 @@ from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
 
 if TYPE_CHECKING:
     import psycopg2
+
+logger = logging.getLogger(__name__)
 
 #: SQLite has no notifications. Who commits a notice sets the times of the file, and where that cannot be heard, the
 #: change counter is read this often, seconds. The first figure holds right after a change, the second after a long
@@ -35,6 +40,10 @@ _HEARING_POLL_S = 0.1
 
 #: Between two attempts to reach a server that is away, seconds.
 _RECONNECT_S = 0.5
+
+#: A notification that does not come so soon never will, seconds; and how often is looked then.
+_PROBE_S = 2.0
+_DEAF_POLL_S = 0.25
 
 
 class Topic(str, Enum):
@@ -207,6 +216,7 @@ class _PostgresWakeup(Wakeup):
         self._database = database
         self._channel = channel
         self._connection: psycopg2.extensions.connection | None = None
+        self._deaf = False
         try:
             self._connect()
         except DatabaseDenied:
@@ -225,11 +235,36 @@ class _PostgresWakeup(Wakeup):
         try:
             connection = psycopg2.connect(*arguments, **options)
             connection.autocommit = True
+            self._deaf = not self._hears(connection)
             with connection.cursor() as cursor:
                 cursor.execute(f'LISTEN "{self._channel}"')
         except psycopg2.Error as error:
             raise unavailable(url, str(error).strip()) from error
+        if self._deaf:
+            logger.warning(
+                "notifications of %s do not come through, so it is looked at every %g s: is a pooler before the server "
+                "that shares its connections? Give the URL of the server itself",
+                url.render_as_string(),
+                _DEAF_POLL_S,
+            )
         self._connection = connection
+
+    def _hears(self, connection: psycopg2.extensions.connection) -> bool:
+        """Tell whether notifications come."""
+        probe = f"balsam_probe_{secrets.token_hex(8)}"
+        with connection.cursor() as cursor:
+            cursor.execute(f'LISTEN "{probe}"')
+            # Not on the same connection: the answer would bring it, whoever is between.
+            with self._database.begin() as other:
+                _NOTIFY.run(other, channel=probe)
+            if not connection.notifies:
+                readable([connection], _PROBE_S)
+                connection.poll()
+            cursor.execute(f'UNLISTEN "{probe}"')
+        others = [notice for notice in connection.notifies if notice.channel != probe]
+        heard = len(others) < len(connection.notifies)
+        connection.notifies[:] = others
+        return heard
 
     def wait(self, timeout: float, bell: Bell) -> bool:
         import psycopg2
@@ -239,9 +274,13 @@ class _PostgresWakeup(Wakeup):
                 self._connect()
                 return True
             if not self._connection.notifies:
-                if bell in readable([self._connection, bell], timeout):
+                if self._deaf:
+                    timeout = min(timeout, _DEAF_POLL_S)
+                if bell in (heard := readable([self._connection, bell], timeout)):
                     bell.silence()
                 self._connection.poll()
+                if self._deaf and not heard:
+                    return True
             noticed = bool(self._connection.notifies)
             self._connection.notifies.clear()
             return noticed

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, make_url, text
 
-from parsl_balsam.db.connect import Database, open_database, resolve, unavailable
+from parsl_balsam.db.connect import Database, open_database, resolve
 from parsl_balsam.db.outage import until_it_answers
+from parsl_balsam.db.refusals import unavailable
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import (
