@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +19,16 @@ from parsl_balsam.db.keyfile import KEY_VARIABLE
 from parsl_balsam.db.server import Server
 from parsl_balsam.model.errors import ServerError
 from tests.requirements import unavailable
+
+
+def pytest_configure() -> None:
+    """Let the programs that tests start be interrupted, also where these tests run in the background of a script.
+
+    Shells have such jobs ignore SIGINT, and ``nohup`` SIGHUP. Both would be inherited.
+    """
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)
