@@ -73,8 +73,8 @@ class _Blobs:
     """Bytes in a row, and the place of each: SQLite cannot read hexadecimal digits before 3.41."""
 
     def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.size = 0
+        self.pieces = [b"-"]  # sqlite3 binds what is empty as a NULL
+        self.size = 1
 
     def add(self, value: bytes) -> tuple[int, int]:
         """Return where a value begins, counted from 1, and its length."""

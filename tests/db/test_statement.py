@@ -94,9 +94,9 @@ def test_many_rows_are_stored_as_sqlalchemy_stores_them_one_by_one(database: Dat
     assert len(ours) == count
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, 30_000])
-def test_bytes_of_many_rows_stay_apart(database: Database, size: int) -> None:
-    many = [{"digest": b"%d" % number, "body": os.urandom(size + number % 3)} for number in range(100)]
+@pytest.mark.parametrize(("size", "differences"), [(0, 1), (0, 3), (1, 1), (100, 3), (30_000, 3)])
+def test_bytes_of_many_rows_stay_apart(database: Database, size: int, differences: int) -> None:
+    many = [{"digest": b"%d" % number, "body": os.urandom(size + number % differences)} for number in range(100)]
     with database.begin() as connection:
         KEEP.run_each(connection, many)
     with database.read() as connection:
@@ -247,3 +247,10 @@ def test_listeners_are_told_of_each_statement(database: Database) -> None:
         assert any(statement.startswith("INSERT INTO functions") for statement in heard)
         assert connection.execute(select(functions.c.digest)).scalars().all() == [b"a"]
     check_invariants(database)
+
+
+def test_many_rows_with_nothing_in_them(sqlite_database: Database) -> None:
+    campaign = Campaign(sqlite_database)
+    bound = campaign.submit(*(campaign.call(f"{number}", payload=b"") for number in range(10)))
+    assert column(sqlite_database, "SELECT payload FROM arguments ORDER BY task_id") == [b""] * 10
+    assert [task.binding for task in bound] == [Binding.NEW] * 10
