@@ -30,7 +30,7 @@ _MOST_BYTES = 1 << 20
 def for_each(element: Any, names: Sequence[str] | None, dialect: Dialect) -> Any:
     """Return the statement that does what another does, for each of the rows in its parameters.
 
-    Those are as `as_json` makes them, on SQLite as `packed` does: only an INSERT is for many rows there.
+    Those are as `as_json` makes them; for SQLite, where the statement must be an INSERT, as `packed` does.
     """
     if isinstance(element, Insert):
         assert names is not None

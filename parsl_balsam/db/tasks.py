@@ -36,6 +36,7 @@ class TaskStore:
         self._workflow_id = workflow_id
         self._run_id = run_id
         self._who = f"run {run_id}"
+        self._meets_its_own = False  # the last calls were known, as when a script runs again: the next ones may be, too
 
     def submit(self, calls: Sequence[Call], bodies: Mapping[bytes, bytes]) -> list[Bound]:
         """Record calls, or bind them to the tasks they met; return one `Bound` for each call, in order.
@@ -61,10 +62,13 @@ class TaskStore:
                 _insert_function(connection.dialect.name).run_each(
                     connection, [{"digest": digest, "body": body} for digest, body in sorted(bodies.items())]
                 )
-            bound = self._insert_new(connection, calls, ids, at)
-            if len(bound) < len(calls):
-                bound |= self._attach(connection, [call for call in calls if _identity(call) not in bound], at)
+            bound = self._attach(connection, calls, at) if self._meets_its_own else {}
+            if new := [call for call in calls if _identity(call) not in bound]:
+                bound |= self._insert_new(connection, new, ids[: len(new)], at)
+            if met := [call for call in calls if _identity(call) not in bound]:
+                bound |= self._attach(connection, met, at)
             notify(connection, self._workflow_id, Topic.WORK)
+        self._meets_its_own = all(one.binding is not Binding.NEW for one in bound.values())
         self._database.sync()  # launchers are at it already
         return [bound[_identity(call)] for call in calls]
 
@@ -145,7 +149,7 @@ class TaskStore:
         return {_identity(call): Bound(task_id, Binding.NEW) for task_id, call in fresh}
 
     def _attach(self, connection: Connection, calls: Sequence[Call], at: float) -> dict[tuple[bytes, int], Bound]:
-        """Bind calls to existing tasks: a result is reused, a failure runs again, the rest is waited for."""
+        """Bind calls to the tasks there are: a result is reused, a failure runs again, the rest is waited for."""
         met = {(bytes(row.key), row.occurrence): row for row in self._existing(connection, calls)}
         # Read after the tasks are locked, not with them: a task that ended while its lock was waited for would be seen
         # as done, but without its result.
@@ -156,7 +160,8 @@ class TaskStore:
         revise: list[tuple[int, Call]] = []
         adopt: list[int] = []
         for call in calls:
-            row = met[_identity(call)]
+            if (row := met.get(_identity(call))) is None:
+                continue
             state = TaskState(row.state)
             if state is TaskState.DONE:
                 bound[_identity(call)] = Bound(row.id, Binding.REUSED, recorded[row.id])

@@ -234,10 +234,14 @@ class _PostgresWakeup(Wakeup):
         options.update(POSTGRES_OPTIONS, application_name="parsl-balsam wakeup")
         try:
             connection = psycopg2.connect(*arguments, **options)
-            connection.autocommit = True
-            self._deaf = not self._hears(connection)
-            with connection.cursor() as cursor:
-                cursor.execute(f'LISTEN "{self._channel}"')
+            try:
+                connection.autocommit = True
+                self._deaf = not self._hears(connection)
+                with connection.cursor() as cursor:
+                    cursor.execute(f'LISTEN "{self._channel}"')
+            except BaseException:
+                connection.close()
+                raise
         except psycopg2.Error as error:
             raise unavailable(url, str(error).strip()) from error
         if self._deaf:
