@@ -259,8 +259,8 @@ class _PostgresWakeup(Wakeup):
         with connection.cursor() as cursor:
             cursor.execute(f'LISTEN "{probe}"')
             # Not on the same connection: the answer would bring it, whoever is between.
-            with self._database.begin() as other:
-                _NOTIFY.run(other, channel=probe)
+            with self._database.read() as other:  # nothing is written
+                _NOTIFY.scalars(other, channel=probe)
             if not connection.notifies:
                 readable([connection], _PROBE_S)
                 connection.poll()
