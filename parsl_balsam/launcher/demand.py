@@ -108,11 +108,8 @@ class Demand:
         return wishes
 
     def enough(self, now: float) -> bool:
-        """Tell whether more than half of what is claimed ahead still waits, or anything where there is nothing more.
-
-        That half is for the time that it takes to claim the next ones.
-        """
-        return self._queue.cores > (self._ahead(now) // 2 if self._more else 0)
+        """Tell whether more than half of what is claimed ahead still waits: the other half may begin meanwhile."""
+        return self._queue.cores > self._ahead(now) // 2
 
     def standing(self, time_left: float | None) -> list[Wish]:
         """Return what a launcher that holds nothing is going to ask for when the database has something.

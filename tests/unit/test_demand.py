@@ -199,14 +199,6 @@ def test_next_ones_are_asked_for_while_half_of_those_claimed_ahead_still_wait(bl
         block.queue.add(task, ResourceSpec(cores_per_rank=1), 1.5)
     assert enough == sorted(enough)
     assert 4 <= sum(enough) <= 5
-    for task in range(9):
-        block.queue.remove(task)
-    assert not block.demand.enough(1.5)
-    block.wishes(1.5, busy=True)
-    block.learn(more=False)
-    assert block.demand.enough(1.5)  # why hurry?
-    block.queue.remove(9)
-    assert not block.demand.enough(1.5)
 
 
 def test_rate_of_many_short_tasks_is_known_soon_and_what_comes_at_once_is_no_rate(block: Block) -> None:
