@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 from click.testing import CliRunner, Result
@@ -29,6 +30,7 @@ from parsl_balsam.db.blocklist import open_blocks
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.schema import events, schema_version
 from parsl_balsam.model.states import TaskState
+from tests.processes import all_processes
 
 WORKFLOW = Path(__file__).with_name("small_workflow.py")
 PROGRAM = Path(sys.executable).with_name("parsl-balsam")
@@ -318,6 +320,10 @@ def lingering(url: str, run_dir: Path) -> Iterator[subprocess.Popen[str]]:
             yield script
         finally:
             script.kill()
+            for process in all_processes():  # a block outlives its script, unless that has ended it
+                with suppress(psutil.Error):
+                    if str(run_dir) in " ".join(process.cmdline()):
+                        process.kill()
 
 
 @contextmanager
