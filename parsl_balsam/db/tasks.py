@@ -199,8 +199,7 @@ class TaskStore:
 def _inserted(connection: Connection, ids: Sequence[int]) -> Collection[int]:
     """Return which of the ids chosen for new tasks are in use now."""
     # Most often all or none. To read them row by row would take as long as to write them so, see `Statement.run_each`.
-    (count,) = _COUNT.scalars(connection, ids=list(ids))
-    if count in (0, len(ids)):
+    if (count := _COUNT.scalars(connection, ids=list(ids))[0]) in (0, len(ids)):
         return ids if count else ()
     return set(_EXISTING.scalars(connection, ids=list(ids)))
 
