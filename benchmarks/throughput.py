@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.measure import Measure, at_least, in_turns, ratio, skipped
+from benchmarks.measure import Goal, Measure, at_least, in_turns, ratio, skipped
 from benchmarks.setting import ProgramFailed, Setting, directory, run_program
 
 TITLES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "htex": "HighThroughputExecutor"}
@@ -23,10 +23,7 @@ def python(setting: Setting) -> Iterator[Measure]:
     subjects = [*setting.kinds, "htex"]
     rounds = setting.compare(subjects, "throughput", setting.rounds(5), python=tasks, bash=0)
     rates = {subject: [found["python"] for found in rounds[subject]] for subject in subjects}
-    for subject in subjects:
-        yield Measure(f"no-op python app, {TITLES[subject]}", "tasks/s", tuple(rates[subject]), note=f"{tasks} tasks")
-    for kind in setting.kinds:
-        yield ratio(f"no-op python app, {TITLES[kind]} vs HTEX", rates[kind], rates["htex"], at_least(3.0))
+    yield from _beside_htex("no-op python app", rates, f"{tasks} tasks", at_least(3.0))
     yield from of_sqlite("no-op python app", rates)
 
 
@@ -36,11 +33,8 @@ def logged(setting: Setting) -> Iterator[Measure]:
     subjects = ["sqlite", "htex"]
     rounds = setting.compare(subjects, "throughput", setting.rounds(), python=tasks, bash=0, logging=True)
     rates = {subject: [found["python"] for found in rounds[subject]] for subject in subjects}
-    for subject in subjects:
-        name = f"no-op python app, Parsl's DEBUG log on, {TITLES[subject]}"
-        note = f"{tasks} tasks; the log takes Parsl about 0.9 ms a task"
-        yield Measure(name, "tasks/s", tuple(rates[subject]), note=note)
-    yield ratio("no-op python app, Parsl's DEBUG log on, SQLite vs HTEX", rates["sqlite"], rates["htex"])
+    note = f"{tasks} tasks; the log takes Parsl about 0.9 ms a task"
+    yield from _beside_htex("no-op python app, Parsl's DEBUG log on", rates, note)
 
 
 def computing(setting: Setting) -> Iterator[Measure]:
@@ -49,11 +43,7 @@ def computing(setting: Setting) -> Iterator[Measure]:
     subjects = [*setting.kinds, "htex"]
     rounds = setting.compare(subjects, "computing", setting.rounds(), tasks=tasks)
     rates = {subject: [found["rate"] for found in rounds[subject]] for subject in subjects}
-    name = "no-op python app, the script computes"
-    for subject in subjects:
-        yield Measure(f"{name}, {TITLES[subject]}", "tasks/s", tuple(rates[subject]), note=f"{tasks} tasks")
-    for kind in setting.kinds:
-        yield ratio(f"{name}, {TITLES[kind]} vs HTEX", rates[kind], rates["htex"])
+    yield from _beside_htex("no-op python app, the script computes", rates, f"{tasks} tasks")
 
 
 def bash(setting: Setting) -> Iterator[Measure]:
@@ -106,6 +96,14 @@ def others(setting: Setting) -> Iterator[Measure]:
             if kind in rounds[0]:
                 values = tuple(found[kind] for found in rounds)
                 yield Measure(f"{name}, {system}", unit, values, note=_ABOUT[system])
+
+
+def _beside_htex(name: str, rates: dict[str, list[float]], note: str, goal: Goal | None = None) -> Iterator[Measure]:
+    for subject in rates:
+        yield Measure(f"{name}, {TITLES[subject]}", "tasks/s", tuple(rates[subject]), note=note)
+    for kind in rates:
+        if kind != "htex":
+            yield ratio(f"{name}, {TITLES[kind]} vs HTEX", rates[kind], rates["htex"], goal)
 
 
 def of_sqlite(name: str, rates: dict[str, list[float]], less_is_better: bool = False) -> Iterator[Measure]:
