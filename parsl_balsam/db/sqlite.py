@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from errno import EACCES, EISDIR
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
 
 from parsl_balsam.db.mode import Mode, take_mode
 from parsl_balsam.db.statement import execute
@@ -22,8 +24,6 @@ _AGAIN_S = 0.01
 
 #: In a connection's `info`: the transaction has a notice for others.
 NOTICE = "balsam_notice"
-
-_BEGIN = "BEGIN IMMEDIATE"
 
 
 def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
@@ -64,39 +64,19 @@ def sqlite_engine(url: URL, create: bool, busy_s: float) -> Engine:
             return
         # FULL: an acknowledged result survives a power failure. In WAL mode that is one fsync a transaction.
         _set(connection, "synchronous", "NORMAL" if mode is Mode.EARLY else "FULL")
-        _begin_to_write(connection, busy_s)
+        # IMMEDIATE: a transaction that reads first and writes later fails with "database is locked" without waiting.
+        # SQLite itself looks again after up to 0.1 s. A script that records many calls leaves the lock alone for a
+        # millisecond between two transactions: launchers would wait until it has recorded them all.
+        _set(connection, "busy_timeout", "0")
+        _when_free(lambda: execute(connection, "BEGIN IMMEDIATE"), busy_s)
 
     return engine
-
-
-def _begin_to_write(connection: Connection, patience_s: float) -> None:
-    # SQLite itself looks again after up to 0.1 s. A script that records many calls leaves the lock alone for a
-    # millisecond between two transactions: launchers would wait until it has recorded them all.
-    _set(connection, "busy_timeout", "0")
-    cursor = connection.connection.cursor()
-    until = time.monotonic() + patience_s
-    pause_s = _SOON_S
-    while time.monotonic() < until:
-        try:
-            # IMMEDIATE: one that reads first and writes later fails with "database is locked" without waiting.
-            cursor.execute(_BEGIN)
-            return
-        except sqlite3.OperationalError as error:
-            if not _is_locked(error):
-                break
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _AGAIN_S)
-    execute(connection, _BEGIN)
 
 
 def _set(connection: Connection, name: str, value: str) -> None:
     if connection.info.get(name) != value:
         execute(connection, f"PRAGMA {name}={value}")
         connection.info[name] = value
-
-
-def _is_locked(error: sqlite3.OperationalError) -> bool:
-    return "locked" in str(error)
 
 
 def tell(connection: Connection) -> None:
@@ -142,12 +122,19 @@ def _check_file(path: Path, create: bool) -> None:
 def _use_wal(cursor: sqlite3.Cursor, patience_s: float) -> None:
     # Of several processes that change the mode of a new file at the same time, all but one are told at once that it is
     # locked: SQLite does not wait here, whatever its timeout.
+    _when_free(lambda: cursor.execute("PRAGMA journal_mode=WAL"), patience_s)
+
+
+def _when_free(act: Callable[[], object], patience_s: float) -> None:
+    """Do what SQLite refuses while another process holds a lock, as soon as that is given up."""
     until = time.monotonic() + patience_s
+    pause_s = _SOON_S
     while True:
         try:
-            cursor.execute("PRAGMA journal_mode=WAL")
+            act()
             return
-        except sqlite3.OperationalError as error:
-            if not _is_locked(error) or time.monotonic() >= until:
+        except (sqlite3.OperationalError, OperationalError) as error:
+            if "locked" not in str(error) or time.monotonic() >= until:
                 raise
-        time.sleep(_AGAIN_S)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _AGAIN_S)
