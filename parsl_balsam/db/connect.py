@@ -24,11 +24,7 @@ from parsl_balsam.db.refusals import unavailable
 from parsl_balsam.db.schema import SCHEMA_VERSION, metadata, schema_version
 from parsl_balsam.db.sqlite import NOTICE, sqlite_engine, sync_log, tell
 from parsl_balsam.db.statement import send
-from parsl_balsam.model.errors import (
-    ConfigurationError,
-    DatabaseDenied,
-    SchemaMismatch,
-)
+from parsl_balsam.model.errors import ConfigurationError, DatabaseDenied, SchemaMismatch
 
 #: How long a statement waits for another process that holds SQLite's only write lock, seconds.
 SQLITE_BUSY_S = 30.0

@@ -265,9 +265,8 @@ class _PostgresWakeup(Wakeup):
                 readable([connection], _PROBE_S)
                 connection.poll()
             cursor.execute(f'UNLISTEN "{probe}"')
-        others = [notice for notice in connection.notifies if notice.channel != probe]
-        heard = len(others) < len(connection.notifies)
-        connection.notifies[:] = others
+        heard = any(notice.channel == probe for notice in connection.notifies)
+        connection.notifies.clear()  # it listens to nothing else yet
         return heard
 
     def wait(self, timeout: float, bell: Bell) -> bool:
