@@ -247,7 +247,7 @@ class Launcher:
         """Tell the database what happened and ask for more, if there is reason to."""
         late = now - self._attempts.unrecorded_since() >= _START_PATIENCE_S
         renewing = now >= self._renew_at
-        if self._demand.enough(now) and now < self._quiet_until and not renewing:
+        if not renewing and now < self._quiet_until and self._demand.enough(now):
             return
         left = self._term.time_left(now)
         if renewing:
