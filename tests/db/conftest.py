@@ -292,6 +292,21 @@ class Pause:
 
 
 @contextmanager
+def statements_of(database: Database) -> Iterator[list[tuple[str, Any, bool]]]:
+    """Note the statements that are run meanwhile, with their values, and whether these are those of many rows."""
+    seen: list[tuple[str, Any, bool]] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
+        seen.append((statement, values, many))
+
+    try:
+        yield seen
+    finally:
+        event.remove(database.engine, "before_cursor_execute", note)
+
+
+@contextmanager
 def paused_before(database: Database, beginning: str) -> Iterator[Pause]:
     """Stop a transaction of this `Database` before its first statement that begins so."""
     pause = Pause()

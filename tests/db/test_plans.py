@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from parsl_balsam.db.blocks import reap
 from parsl_balsam.db.connect import Database
 from parsl_balsam.model.states import Outcome
 
-from .conftest import Campaign, Launcher, check_invariants, ended, started, wish
-
-
-@contextmanager
-def statements_of(database: Database) -> Iterator[list[tuple[str, Any]]]:
-    """Note the statements that are run meanwhile, with their values."""
-    seen: list[tuple[str, Any]] = []
-
-    @event.listens_for(database.engine, "before_cursor_execute")
-    def note(_connection: Any, _cursor: Any, statement: str, values: Any, _context: Any, many: bool) -> None:
-        if statement.startswith(("SELECT", "UPDATE", "WITH", "DELETE")):
-            seen.append((statement, values[0] if many else values))
-
-    try:
-        yield seen
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
+from .conftest import Campaign, Launcher, check_invariants, ended, started, statements_of, wish
 
 
 @pytest.fixture
@@ -51,7 +33,11 @@ def work(database: Database) -> list[tuple[str, Any]]:
         campaign.store.fetch(over)
         reap(database)
     check_invariants(database)
-    return seen
+    return [
+        (statement, values[0] if many else values)
+        for statement, values, many in seen
+        if statement.startswith(("SELECT", "UPDATE", "WITH", "DELETE"))
+    ]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

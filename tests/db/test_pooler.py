@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import make_url
 
 from parsl_balsam.db.connect import open_database
+from parsl_balsam.db.ports import free_port
 from parsl_balsam.db.wakeup import Bell, Topic, listen
 from parsl_balsam.model.errors import DatabaseDenied, DatabaseUnavailable
 from parsl_balsam.model.states import Outcome
@@ -44,13 +45,13 @@ pool_mode = {mode}
 @contextmanager
 def pooler(url: str, mode: str, more: str = "") -> Iterator[str]:
     """Run a PgBouncer before a database; give the URL that leads through it."""
-    require(["pgbouncer"], "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    program = str(shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"))
+    path = f"{os.environ['PATH']}:/usr/sbin"
+    require(["pgbouncer"], "pgbouncer", path)
+    program = str(shutil.which("pgbouncer", path=path))
     server = make_url(url)
     home = Path(tempfile.mkdtemp(dir="/tmp", prefix="balsam-test-"))
     try:
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            own_port = free.getsockname()[1]
+        own_port = free_port("127.0.0.1", None)
         file = home / "pgbouncer.ini"
         file.write_text(
             _CONFIGURATION.format(
@@ -66,8 +67,8 @@ def pooler(url: str, mode: str, more: str = "") -> Iterator[str]:
         user = None
         if os.geteuid() == 0:  # as which it does not run
             user = pwd.getpwnam("nobody").pw_uid
-            for path in (home, file):
-                os.chown(path, user, -1)
+            for owned in (home, file):
+                os.chown(owned, user, -1)
         through = server.set(host="127.0.0.1", port=own_port)
         with subprocess.Popen([program, str(file)], user=user, stderr=subprocess.DEVNULL) as process:
             try:

@@ -21,7 +21,7 @@ from parsl_balsam.db.statement import Statement
 from parsl_balsam.model.errors import DatabaseUnavailable
 from parsl_balsam.model.tasks import Binding
 
-from .conftest import Campaign, check_invariants, column
+from .conftest import Campaign, check_invariants, column, statements_of
 
 KEEP = Statement(functions.insert(), "digest", "body")
 KEPT = Statement(select(functions).where(functions.c.digest == bindparam("digest")))
@@ -108,19 +108,11 @@ def test_many_calls_are_as_many_statements_as_few(sqlite_database: Database) -> 
     campaign = Campaign(sqlite_database)
 
     def executions(calls: int) -> int:
-        heard: list[tuple[str, bool]] = []
-
-        def hear(_connection: Any, _cursor: Any, sql: str, _values: Any, _context: Any, many: bool) -> None:
-            heard.append((sql, many))
-
-        event.listen(sqlite_database.engine, "before_cursor_execute", hear)
-        try:
+        with statements_of(sqlite_database) as seen:
             campaign.submit(*(campaign.call(f"{calls}-{number}") for number in range(calls)))
-        finally:
-            event.remove(sqlite_database.engine, "before_cursor_execute", hear)
         # Between rows, other threads of the script run, while others wait for the only write lock.
-        assert [sql for sql, many in heard if many] == []
-        return len(heard)
+        assert [sql for sql, _, many in seen if many] == []
+        return len(seen)
 
     executions(10)  # a new connection's settings are statements, too
     assert executions(500) == executions(11)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from parsl_balsam.db.connect import Database, open_database
 from parsl_balsam.db.tasks import cancel_tasks, retry_tasks, tasks_in_state
@@ -28,6 +26,7 @@ from .conftest import (
     rows,
     snapshot,
     state,
+    statements_of,
     wait_until_blocked,
 )
 
@@ -58,13 +57,6 @@ def test_answers_come_in_the_order_of_the_calls(database: Database, campaign: Ca
 def test_known_calls_are_looked_for_first_once_they_are_usual(database: Database, campaign: Campaign) -> None:
     ids = {key: campaign.task(key) for key in "abc"}
     again = Campaign(database)
-    written: list[str] = []
-
-    def hear(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
-        if sql.startswith("INSERT INTO tasks"):
-            written.append(sql)
-
-    event.listen(database.engine, "before_cursor_execute", hear)
     for keys, new, tries_to_write in (
         ("a", "", 1),
         ("bc", "", 0),
@@ -73,12 +65,12 @@ def test_known_calls_are_looked_for_first_once_they_are_usual(database: Database
         ("b", "", 1),
         ("c", "", 0),
     ):
-        written.clear()
-        bound = again.submit(*(again.call(key) for key in keys))
+        with statements_of(database) as seen:
+            bound = again.submit(*(again.call(key) for key in keys))
         assert "".join(key for key, one in zip(keys, bound, strict=True) if one.binding is Binding.NEW) == new
         ids |= {key: one.task_id for key, one in zip(keys, bound, strict=True) if key in new}
         assert [one.task_id for one in bound] == [ids[key] for key in keys]
-        assert len(written) == tries_to_write
+        assert len([sql for sql, *_ in seen if sql.startswith("INSERT INTO tasks")]) == tries_to_write
     assert len(set(ids.values())) == 5
     check_invariants(database)
 
